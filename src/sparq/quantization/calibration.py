@@ -1,0 +1,106 @@
+"""Running a language model over batches to look at what flows through it."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from sparq.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+Batch = Mapping[str, Tensor]
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode and no gradients inside the block; the mode of before after it."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(training)
+
+
+def model_inputs(model: PreTrainedModel, batch: Batch) -> dict[str, Tensor]:
+    """What a forward pass needs of a batch, on the model's device.
+
+    Positions are counted from the first real token, so padding on the left and on the right give the same.
+
+    Args:
+        model: the language model.
+        batch: "input_ids" [batch, length], and "attention_mask" of the same shape (all ones if absent).
+
+    Raises:
+        UserError: "input_ids" is missing, the shapes differ, or a sequence has no token.
+    """
+    if "input_ids" not in batch:
+        raise UserError(f"batch: has no input_ids (only {', '.join(batch) or 'nothing'})")
+    ids = batch["input_ids"].to(model.device)
+    mask = batch["attention_mask"].to(model.device) if "attention_mask" in batch else torch.ones_like(ids)
+    if mask.shape != ids.shape:
+        raise UserError(f"batch: attention_mask is {tuple(mask.shape)}, input_ids {tuple(ids.shape)}")
+    if not bool(mask.any(-1).all()):
+        raise UserError("batch: a sequence has no token")
+    positions = (mask.long().cumsum(-1) - 1).clamp(min=0)
+    return {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
+
+
+def input_ranges(
+    model: PreTrainedModel, names: Sequence[str], batches: Iterable[Batch], sequences: int
+) -> dict[str, Tensor]:
+    """Largest magnitude of each input channel of some modules; padding does not count.
+
+    Args:
+        model: the language model; it runs in evaluation mode.
+        names: modules whose input is watched.
+        batches: see `model_inputs`.
+        sequences: how many sequences to look at; batches beyond them are not taken.
+
+    Returns:
+        For each name a vector [channels].
+
+    Raises:
+        UserError: there is not one sequence, or an activation is not finite.
+    """
+    ranges: dict[str, Tensor] = {}
+    mask = torch.empty(0, dtype=torch.bool)
+
+    def watch(name: str) -> Any:
+        def hook(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            # OPT gives its MLP [batch · length, channels], everything else is [batch, length, channels].
+            largest = inputs[0].flatten(0, -2)[mask].abs().amax(0)
+            ranges[name] = torch.maximum(ranges[name], largest) if name in ranges else largest
+
+        return model.get_submodule(name).register_forward_pre_hook(hook)
+
+    seen = 0
+    handles = [watch(name) for name in names]
+    try:
+        with evaluating(model):
+            for batch in batches:
+                inputs = {key: value[: sequences - seen] for key, value in model_inputs(model, batch).items()}
+                mask = inputs["attention_mask"].flatten().bool()
+                model(**inputs, use_cache=False)
+                seen += len(inputs["input_ids"])
+                if seen >= sequences:
+                    break
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not seen:
+        raise UserError("calibration: there is not one sequence")
+    if seen < sequences:
+        logger.warning("calibration: only %d sequences of the %d asked for", seen, sequences)
+    for name, largest in ranges.items():
+        if not bool(largest.isfinite().all()):
+            raise UserError(f"calibration: the input of {name} is not finite")
+    return ranges

@@ -1,0 +1,174 @@
+"""Simulated (fake-quantised) inference: low-bit grids, ordinary floating-point arithmetic.
+
+What is on a low-bit grid is what SmoothQuant's own simulation puts there: the weights of all linears of the blocks, one
+scale per output channel; their inputs, one scale per token, found as they come; and the outputs of q, k and v (before
+the rotary embedding, where there is one), so that both factors of q·k and the values, which are also what the cache is
+made from, are quantised. Attention probabilities, norms, embeddings and the output layer stay in full precision.
+
+A simulated model is saved by ``save_pretrained`` and comes back through ``from_pretrained`` once this package is
+imported: it is registered with transformers as the quantisation method "sparq".
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+from transformers.quantizers import register_quantization_config, register_quantizer
+from transformers.quantizers.base import HfQuantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from sparq.quantization.blocks import Block, blocks
+from sparq.quantization.config import FULL_PRECISION, QuantizationConfig
+from sparq.quantization.quantizer import Quantizer
+
+METHOD = "sparq"
+
+
+class SimulatedLinear(nn.Module):
+    """A linear whose input, and output where it makes queries, keys or values, are fake-quantised per token.
+
+    Attributes:
+        weight: [out, in], or [in, out] if it was a GPT-2 ``Conv1D``; the very parameter of the linear it replaces.
+        bias: [out] or None.
+        input_scale: [in], by which the input is divided before it is quantised; None where the scale went into the
+            norm before it.
+    """
+
+    def __init__(
+        self,
+        linear: nn.Linear | Conv1D,
+        activation: Quantizer | None,
+        states: tuple[int, int] | None = None,
+        *,
+        scaled: bool = False,
+    ) -> None:
+        """Take over a linear.
+
+        Args:
+            linear: what is replaced; its parameters are shared, not copied.
+            activation: quantiser of a token, None for full precision.
+            states: layout (groups, parts) of an output of queries, keys and values; None where it is none.
+            scaled: whether the input is divided by a scale of its own.
+        """
+        super().__init__()
+        self.weight = linear.weight
+        self.bias: nn.Parameter | None
+        self.register_parameter("bias", linear.bias)
+        self.transposed = isinstance(linear, Conv1D)
+        self.activation = activation
+        self.states = states
+        self.input_scale: Tensor | None
+        self.register_buffer("input_scale", torch.ones_like(self.matrix[0]).detach() if scaled else None)
+
+    @property
+    def matrix(self) -> Tensor:
+        """The weight as [out, in]."""
+        return self.weight.T if self.transposed else self.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., in] → [..., out]."""
+        if self.input_scale is not None:
+            x = x / self.input_scale
+        if self.activation is not None:
+            x = self.activation(x)
+        y = nn.functional.linear(x, self.matrix, self.bias)
+        if self.activation is None or self.states is None:
+            return y
+        groups, parts = self.states
+        vectors = y.unflatten(-1, (groups, parts, -1)).transpose(-3, -2).flatten(-2)
+        return self.activation(vectors).unflatten(-1, (groups, -1)).transpose(-3, -2).reshape(y.shape)
+
+    @torch.no_grad()
+    def round_weight(self, quantizer: Quantizer) -> None:
+        """Put the weight on its grid, for good."""
+        self.matrix.copy_(quantizer(self.matrix))
+
+    def extra_repr(self) -> str:
+        """Widths, for ``print(model)``."""
+        bits = self.activation.bits if self.activation else FULL_PRECISION
+        return f"activation_bits={bits}, states={self.states is not None}, scaled={self.input_scale is not None}"
+
+
+@register_quantization_config(METHOD)
+class SimulatedQuantizationConfig(QuantizationConfigMixin):
+    """The ``quantization_config`` in a saved model's config.json."""
+
+    def __init__(self, quant_method: str = METHOD, **settings: Any) -> None:
+        self.quant_method = quant_method  # type: ignore[assignment]  # registered methods are plain strings
+        self.__dict__.update(dataclasses.asdict(QuantizationConfig(**settings)))
+
+    @property
+    def settings(self) -> QuantizationConfig:
+        """The same, as SpARQ's own configuration."""
+        return QuantizationConfig(**{f.name: getattr(self, f.name) for f in dataclasses.fields(QuantizationConfig)})
+
+
+@register_quantizer(METHOD)
+class SimulatedQuantizer(HfQuantizer):
+    """Rebuilds a simulated model before ``from_pretrained`` fills in the weights, which are saved on their grids."""
+
+    requires_calibration = True
+
+    def _process_model_before_weight_loading(self, model: PreTrainedModel, **_: Any) -> PreTrainedModel:
+        config = self.quantization_config
+        assert isinstance(config, SimulatedQuantizationConfig)
+        replace_linears(model, config.settings)
+        return model
+
+    def is_serializable(self) -> bool:
+        """Weights are ordinary tensors."""
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        """Weights are on a grid that training would leave."""
+        return False
+
+
+def replace_linears(model: PreTrainedModel, config: QuantizationConfig) -> list[Block]:
+    """Put a `SimulatedLinear` in place of each linear of the blocks; the function of the weights is unchanged.
+
+    Returns:
+        The blocks, as they were found.
+    """
+    bits = config.activation_bits
+    activation = Quantizer(bits, "token") if bits < FULL_PRECISION else None
+    found = blocks(model)
+    for block in found:
+        scaled = {
+            name
+            for siblings in block.smoothed
+            if config.method == "smoothquant" and siblings.norm is None
+            for name in siblings.linears
+        }
+        for name in block.linears:
+            linear: Any = model.get_submodule(name)
+            model.set_submodule(
+                name, SimulatedLinear(linear, activation, block.states.get(name), scaled=name in scaled)
+            )
+    return found
+
+
+def round_weights(model: PreTrainedModel, found: list[Block], bits: int) -> None:
+    """Put the weights of the blocks on symmetric grids of one scale per output channel."""
+    if bits == FULL_PRECISION:
+        return
+    quantizer = Quantizer(bits, "channel")
+    for block in found:
+        for name in block.linears:
+            linear: Any = model.get_submodule(name)
+            linear.round_weight(quantizer)
+
+
+def mark(model: PreTrainedModel, config: QuantizationConfig) -> None:
+    """Record in the model how it was quantised, as ``from_pretrained`` does for one that comes from a folder."""
+    recorded = SimulatedQuantizationConfig(**dataclasses.asdict(config))
+    quantizer = SimulatedQuantizer(recorded)
+    quantizer.postprocess_model(model)
+    marked: Any = model  # attributes that transformers sets without declaring them
+    marked.hf_quantizer, marked.quantization_method, marked.is_quantized = quantizer, METHOD, True
