@@ -1,0 +1,331 @@
+"""The settings of every part of a run, typed and frozen; :mod:`sparq.recipe` puts them together.
+
+Where the paper gives a value (appendix E), it is the default. Paths are taken from the folder the command runs in.
+Wherever a part can be had ready made, its key ``name`` says which: the name of weights that ship with SpARQ, or a
+folder (for encoders and language models also the name of a model on a hub); without it the part is made by the run.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from sparq.errors import UserError
+from sparq.schema import key
+
+SINKS = ("none", "zero", "max", "mean", "learned")
+TASKS = ("textlm", "speechlm", "asr", "tts")
+LORA_TARGETS = ("q", "k", "v", "o", "mlp")
+QUANTIZATION_METHODS = ("smoothquant", "round")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderConfig:
+    """The speech encoder whose features become units.
+
+    Attributes:
+        name: "moonshine-tiny" (travels in a package), or a HuBERT folder or hub name.
+        layer: layer whose output is taken; null for the encoder's own default.
+    """
+
+    name: str = "moonshine-tiny"
+    layer: int | None = key(None, minimum=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnitsConfig:
+    """The codebook: k-means over encoder features.
+
+    Attributes:
+        name: a ready codebook; null fits one.
+        clusters: number of units (paper, E.3: 200).
+        fit_utterances: how many utterances k-means sees.
+        seed: of the choice of utterances and of k-means.
+    """
+
+    name: str | None = None
+    clusters: int = key(200, minimum=2)
+    fit_utterances: int = key(400, minimum=1)
+    seed: int = key(0, minimum=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VocabularyConfig:
+    """The pieces that text and speech are written in.
+
+    Attributes:
+        name: a ready vocabulary; null makes one.
+        mode: "joint", SentencePiece over text and units (the paper), or "extend", the model's own tokenizer plus units.
+        size: number of pieces of a joint vocabulary.
+        deduplicate: whether runs of one unit are merged.
+    """
+
+    name: str | None = None
+    mode: str = key("joint", choices=("joint", "extend"))
+    size: int = key(1000, minimum=16)
+    deduplicate: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceConfig:
+    """Speech with its text: read from recordings, or text voiced by a teacher.
+
+    Attributes:
+        kind: "text" (voiced by ``voice``) or "audio" (recordings with transcripts).
+        path: the file or folder.
+        voice: the teacher that reads text out.
+        speeds: speaking rates, drawn from for each utterance; 1 is the voice's own.
+        phrases: how many phrases of one to five words are cut out of the text besides.
+        held_out: how many utterances are kept for evaluation and never trained on.
+        limit: how many utterances are used at most; null for all.
+    """
+
+    kind: str = key(choices=("text", "audio"))
+    path: str
+    voice: str = "hibari"
+    speeds: tuple[float, ...] = key((1.0,), minimum=0.25, maximum=4)
+    phrases: int = key(0, minimum=0)
+    held_out: int = key(0, minimum=0)
+    limit: int | None = key(None, minimum=1)
+
+    def __post_init__(self) -> None:
+        if not self.speeds:
+            raise UserError("speeds: [] (expected at least one speed)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorpusConfig:
+    """What the model learns from.
+
+    Attributes:
+        sources: where speech and text come from.
+        encoder: makes features of speech.
+        units: makes units of features.
+        processes: how many processes voice and encode.
+        limit: how many utterances over all sources at most; null for all.
+        seed: of every random choice (speeds, phrases, the held-out part).
+    """
+
+    sources: tuple[SourceConfig, ...]
+    encoder: EncoderConfig = EncoderConfig()
+    units: UnitsConfig = UnitsConfig()
+    processes: int = key(2, minimum=1)
+    limit: int | None = key(None, minimum=1)
+    seed: int = key(0, minimum=0)
+
+    def __post_init__(self) -> None:
+        if not self.sources:
+            raise UserError("sources: [] (expected at least one source)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The language model that is adapted.
+
+    Attributes:
+        name: pretrained weights, where ``{sink}`` stands for the attention variant; null starts from nothing with
+            the shape that the other keys give.
+        architecture: "llama" (rotary positions, RMS norms) or "opt" (learned positions, layer norms).
+        hidden_size: width of the residual stream.
+        layers: number of transformer blocks.
+        heads: attention heads; they divide ``hidden_size``.
+        intermediate_size: width inside the MLP.
+        max_positions: longest sequence, in pieces.
+        dropout: of attention and, where the architecture has it, of the residual stream.
+    """
+
+    name: str | None = None
+    architecture: str = key("llama", choices=("llama", "opt"))
+    hidden_size: int = key(256, minimum=8)
+    layers: int = key(5, minimum=1)
+    heads: int = key(4, minimum=1)
+    intermediate_size: int = key(704, minimum=8)
+    max_positions: int = key(1024, minimum=16)
+    dropout: float = key(0.1, minimum=0, maximum=0.9)
+
+    def __post_init__(self) -> None:
+        if self.hidden_size % self.heads:
+            raise UserError(f"heads: {self.heads} (expected a divisor of hidden_size, which is {self.hidden_size})")
+
+    def weights(self, sink: str) -> str | None:
+        """Name the pretrained weights of one attention variant; None when it starts from nothing."""
+        return None if self.name is None else self.name.replace("{sink}", sink)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionConfig:
+    """The attention variants that are compared; each is adapted, quantised and evaluated.
+
+    Attributes:
+        sinks: "none" (vanilla), "zero" (softmax_1), "max" (the paper's max-shift), "mean", "learned".
+        implementation: "fused" kernels or the "plain" definitions.
+        detach: leave the sink's own gradient out.
+    """
+
+    sinks: tuple[str, ...] = key(("none", "max", "zero"), choices=SINKS)
+    implementation: str = key("fused", choices=("fused", "plain"))
+    detach: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.sinks or len(set(self.sinks)) < len(self.sinks):
+            raise UserError(f"sinks: {list(self.sinks)} (expected at least one, each once)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """Low-rank adapters (paper, E.1).
+
+    Attributes:
+        rank: of each adapter.
+        alpha: the adapters are scaled by alpha / rank.
+        dropout: before each adapter.
+        targets: which linears get one.
+    """
+
+    rank: int = key(256, minimum=1)
+    alpha: float = key(256.0, above=0)
+    dropout: float = key(0.05, minimum=0, maximum=0.9)
+    targets: tuple[str, ...] = key(LORA_TARGETS, choices=LORA_TARGETS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurriculumConfig:
+    """Short utterances first: alignment between speech and text appears on phrases, not on sentences.
+
+    Attributes:
+        words: longest text of the first part.
+        share: how much of the training the first part takes; everything is trained on after it.
+    """
+
+    words: int = key(5, minimum=1)
+    share: float = key(0.2, above=0, maximum=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaptationConfig:
+    """How the language model learns the four tasks (paper, E.1); it ends at the first of steps, epochs, minutes.
+
+    Attributes:
+        method: "full" trains every weight, "lora" adapters and the new embeddings.
+        lora: the adapters of method "lora".
+        optimizer: "adam" (the paper) or "adamw".
+        learning_rate: its largest value, after the warm-up.
+        schedule: what follows the warm-up: "constant", "linear" or "cosine" to nothing, or "inverse_sqrt".
+        warmup_steps: steps over which the learning rate rises.
+        weight_decay: of the optimizer.
+        batch_bins: padded pieces in a batch: longest sequence × number of sequences.
+        accumulate: batches per step.
+        steps: optimizer steps.
+        epochs: passes over the corpus.
+        minutes: time spent training.
+        gradient_clip: largest norm of the gradient.
+        label_smoothing: probability given to the other pieces.
+        precision: of the computation; the weights stay in float32.
+        task_weights: how often each task is drawn, relative to the others; a task left out is not trained.
+        curriculum: short utterances first; null for all from the start.
+        save_every: steps between checkpoints.
+        log_every: steps between lines of the log.
+        seed: of the order of batches, of dropout and of new weights.
+    """
+
+    method: str = key("lora", choices=("full", "lora"))
+    lora: LoraConfig = LoraConfig()
+    optimizer: str = key("adam", choices=("adam", "adamw"))
+    learning_rate: float = key(3e-4, above=0)
+    schedule: str = key("linear", choices=("constant", "linear", "cosine", "inverse_sqrt"))
+    warmup_steps: int = key(2500, minimum=0)
+    weight_decay: float = key(1e-6, minimum=0)
+    batch_bins: int = key(5000, minimum=16)
+    accumulate: int = key(1, minimum=1)
+    steps: int | None = key(None, minimum=1)
+    epochs: float | None = key(None, above=0)
+    minutes: float | None = key(None, above=0)
+    gradient_clip: float = key(1.0, above=0)
+    label_smoothing: float = key(0.0, minimum=0, maximum=0.9)
+    precision: str = key("float32", choices=("float32", "bfloat16", "float16"))
+    task_weights: dict[str, float] = field(
+        default_factory=lambda: dict.fromkeys(TASKS, 1.0), metadata={"names": TASKS, "minimum": 0}
+    )
+    curriculum: CurriculumConfig | None = None
+    save_every: int = key(500, minimum=1)
+    log_every: int = key(10, minimum=1)
+    seed: int = key(0, minimum=0)
+
+    def __post_init__(self) -> None:
+        if self.steps is None and self.epochs is None and self.minutes is None:
+            raise UserError("steps: missing (expected steps, epochs or minutes)")
+        if not any(self.task_weights.values()):
+            raise UserError("task_weights: all 0 (expected at least one task with a weight > 0)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VocoderTrainingConfig:
+    """The unit vocoder, ready made or trained on the corpus (paper, E.3).
+
+    Attributes:
+        name: a ready vocoder; null trains one.
+        size: "paper" (512 channels, batch 64), or "small", which trains on a processor.
+        steps: optimizer steps; null for what its size takes.
+        batch: segments in a batch; null for what its size takes.
+        seed: of the segments and of new weights.
+    """
+
+    name: str | None = None
+    size: str = key("paper", choices=("paper", "small"))
+    steps: int | None = key(None, minimum=1)
+    batch: int | None = key(None, minimum=1)
+    seed: int = key(0, minimum=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizationRow:
+    """One row of the table: a post-training quantisation (paper, section 4.1 and E.2).
+
+    Attributes:
+        method: "smoothquant", or "round" for plain rounding.
+        weight_bits: width of the weights.
+        activation_bits: width of the activations.
+        alpha: how much difficulty SmoothQuant moves from activations to weights.
+        calibration_sequences: how many sequences of the corpus ranges are taken from.
+    """
+
+    method: str = key("smoothquant", choices=QUANTIZATION_METHODS)
+    weight_bits: int = key(8, minimum=2, maximum=16)
+    activation_bits: int = key(8, minimum=2, maximum=16)
+    alpha: float = key(0.5, minimum=0, maximum=1)
+    calibration_sequences: int = key(256, minimum=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordingConfig:
+    """A real recording to transcribe for the report.
+
+    Attributes:
+        path: the audio file, or the name of one that travels in a package ("recordings/two_cities.wav").
+        reference: what is said in it; null when nobody wrote it down.
+    """
+
+    path: str
+    reference: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """How a model is scored, on utterances it never saw.
+
+    Attributes:
+        sentences: held-out utterances scored at most.
+        batch: sequences in a batch.
+        beam: width of the beam search; 1 is greedy.
+        max_pieces: longest answer, in pieces.
+        recogniser: the judge that hears synthesised speech.
+        recordings: real recordings to transcribe for the report.
+        spoken: sentences to speak for the report.
+    """
+
+    sentences: int = key(100, minimum=1)
+    batch: int = key(16, minimum=1)
+    beam: int = key(1, minimum=1)
+    max_pieces: int = key(300, minimum=1)
+    recogniser: str = "moonshine-tiny"
+    recordings: tuple[RecordingConfig, ...] = ()
+    spoken: tuple[str, ...] = ()
