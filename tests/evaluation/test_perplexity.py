@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import pytest
 import torch
@@ -11,11 +10,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from sparq.errors import UserError
 from sparq.evaluation.perplexity import batch_likelihood, padded_batches, perplexity
-
-
-class Example(NamedTuple):
-    input_ids: list[int]
-    labels: list[int]
+from sparq.language.tasks import Example
 
 
 def example(seed, length, condition, vocabulary=30):
@@ -71,7 +66,7 @@ def by_hand(model, examples):
     model.eval()
     logs, right = [], []
     with torch.no_grad():
-        for ids, labels in examples:
+        for ids, labels in ((one.input_ids, one.labels) for one in examples):
             probabilities = model(torch.tensor([ids])).logits[0].softmax(-1)
             for t in range(1, len(ids)):
                 if labels[t] != -100:

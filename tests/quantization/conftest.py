@@ -9,8 +9,12 @@ from transformers import (
     GPTNeoXForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
     OPTConfig,
     OPTForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
 )
@@ -41,6 +45,8 @@ KINDS = {
         OPTConfig(**OPT, word_embed_proj_dim=16, layer_norm_elementwise_affine=False)
     ),
     "llama-grouped": lambda: LlamaForCausalLM(LlamaConfig(**ROTARY, num_key_value_heads=2)),
+    "mistral": lambda: MistralForCausalLM(MistralConfig(**ROTARY, num_key_value_heads=2)),
+    "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**ROTARY, num_key_value_heads=2)),
     "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**ROTARY, num_key_value_heads=2, head_dim=8)),
     "gpt2": lambda: GPT2LMHeadModel(GPT2Config(vocab_size=VOCABULARY, n_embd=16, n_layer=2, n_head=4, n_positions=64)),
     "gpt-neox": lambda: GPTNeoXForCausalLM(GPTNeoXConfig(**ROTARY, hidden_dropout=0.1)),

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, BertConfig, BertForMaskedLM
 
+from sparq.attention import install, installed, load_pretrained
 from sparq.errors import UserError
 from sparq.quantization import QuantizationConfig, Quantizer, quantize
 from sparq.quantization.blocks import architecture, blocks
@@ -15,7 +16,7 @@ from sparq.quantization.simulate import SimulatedLinear
 from sparq.quantization.smoothquant import smoothing_scale
 
 # The RMS norms and rotary tables of transformers compute in float32 whatever the model's type.
-TOLERANCE = {"llama-grouped": 1e-5, "qwen3": 1e-5}
+TOLERANCE = dict.fromkeys(("llama-grouped", "mistral", "qwen2", "qwen3"), 1e-5)
 
 
 def logits(model, batch, *, train=False):
@@ -203,6 +204,27 @@ def test_saved_and_loaded(kind, method, make_tiny, make_batches, tmp_path):
     loaded.save_pretrained(tmp_path / "again")
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "again", dtype=torch.float64)
     assert torch.equal(logits(again, batch), logits(model, batch))
+
+
+@pytest.mark.parametrize("sink", ["zero", "max", "learned"])
+@pytest.mark.parametrize("name", ["opt-post-norm", "llama-grouped"])
+def test_outlier_free_attention_comes_along(name, sink, make_tiny, make_batches, tmp_path):
+    model = install(make_tiny(name), sink)
+    if sink == "learned":
+        for layer in model.get_submodule(architecture(model).layers):
+            torch.nn.init.constant_(layer.self_attn.sink_logit.weight, 0.7)
+    batch = make_batches(1, seed=3)[0]
+    full = logits(model, batch)
+    quantize(model, QuantizationConfig("smoothquant", 8, 8, calibration_sequences=8), make_batches())
+    sunk = logits(model, batch)
+    assert 0 < float((sunk - full).abs().max()) < 1
+    assert float((sunk - logits(install(copy.deepcopy(model), "none"), batch)).abs().max()) > 1e-2
+    model.save_pretrained(tmp_path)
+    loaded = load_pretrained(tmp_path, dtype=torch.float64)
+    assert installed(loaded).sink == sink
+    assert torch.equal(logits(loaded, batch), sunk)
+    made = [loaded.generate(**batch, max_new_tokens=4, do_sample=False, use_cache=on).tolist() for on in (True, False)]
+    assert made[0] == made[1]
 
 
 def test_the_mode_and_the_hooks_are_as_before(make_tiny, make_batches):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -17,22 +16,10 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from sparq.errors import UserError
+from sparq.language.tasks import IGNORED, Example
 from sparq.quantization.calibration import Batch, evaluating, model_inputs
 
-IGNORED = -100
 PADDED_TOKENS = 4096
-
-
-class Labelled(Protocol):
-    """A sequence and what of it is scored: ``labels[t]`` is ``input_ids[t]``, or −100 for what is only read."""
-
-    @property
-    def input_ids(self) -> Sequence[int]:
-        """Token ids."""
-
-    @property
-    def labels(self) -> Sequence[int]:
-        """The same, with −100 on the condition."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +39,7 @@ class Likelihood:
     examples: int
 
 
-def padded_batches(examples: Iterable[Labelled], padded_tokens: int = PADDED_TOKENS) -> Iterator[dict[str, Tensor]]:
+def padded_batches(examples: Iterable[Example], padded_tokens: int = PADDED_TOKENS) -> Iterator[dict[str, Tensor]]:
     """Batch examples of like length, padded on the right.
 
     Args:
@@ -62,7 +49,7 @@ def padded_batches(examples: Iterable[Labelled], padded_tokens: int = PADDED_TOK
     Yields:
         "input_ids", "attention_mask" and "labels", each [batch, length].
     """
-    chosen: list[Labelled] = []
+    chosen: list[Example] = []
     for example in sorted(examples, key=lambda one: len(one.input_ids), reverse=True):
         if chosen and (len(chosen) + 1) * len(chosen[0].input_ids) > padded_tokens:
             yield _pad(chosen)
@@ -72,7 +59,7 @@ def padded_batches(examples: Iterable[Labelled], padded_tokens: int = PADDED_TOK
         yield _pad(chosen)
 
 
-def _pad(examples: Sequence[Labelled]) -> dict[str, Tensor]:
+def _pad(examples: Sequence[Example]) -> dict[str, Tensor]:
     shape = len(examples), max(len(one.input_ids) for one in examples)
     batch = {
         "input_ids": torch.zeros(shape, dtype=torch.long),
@@ -105,7 +92,7 @@ def batch_likelihood(model: PreTrainedModel, batch: Batch) -> tuple[float, int, 
 
 
 def perplexity(
-    model: PreTrainedModel, examples: Iterable[Labelled], *, padded_tokens: int = PADDED_TOKENS
+    model: PreTrainedModel, examples: Iterable[Example], *, padded_tokens: int = PADDED_TOKENS
 ) -> Likelihood:
     """Perplexity and next-token accuracy, each token weighing the same.
 

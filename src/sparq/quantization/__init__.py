@@ -24,7 +24,7 @@ def quantize(model: PreTrainedModel, config: QuantizationConfig, calibration: It
     """Quantise a language model in place, simulated (`sparq.quantization.simulate` says what is on a grid).
 
     Args:
-        model: a causal language model of the OPT, Llama, Qwen3, GPT-2 or GPT-NeoX kind, adapters merged.
+        model: a causal language model of the OPT, Llama, Mistral, Qwen, GPT-2 or GPT-NeoX kind, adapters merged.
         config: method and widths.
         calibration: batches of "input_ids" and "attention_mask", both [batch, length]; "round" needs none.
 

@@ -75,8 +75,7 @@ ARCHITECTURES = {
         mlp_output="fc2",
         pre_norm=lambda config: bool(config.do_layer_norm_before),
     ),
-    "llama": _LLAMA,
-    "qwen3": _LLAMA,
+    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3"), _LLAMA),
     "gpt2": Architecture(
         layers="transformer.h",
         final_norm="transformer.ln_f",
