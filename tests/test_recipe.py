@@ -34,7 +34,7 @@ def test_defaults_are_the_papers():
     assert adaptation.lora.targets == ("q", "k", "v", "o", "mlp")
     assert adaptation.task_weights == {"textlm": 1, "speechlm": 1, "asr": 1, "tts": 1}
     assert recipe.corpus.units.clusters == 200
-    assert recipe.vocoder.size == "paper"
+    assert recipe.vocoder.preset == "paper-384"  # fits the default encoder
     row = config.QuantizationRow()
     assert (row.method, row.alpha, row.calibration_sequences) == ("smoothquant", 0.5, 256)
 

@@ -189,15 +189,28 @@ class LoraConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CurriculumConfig:
-    """Short utterances first: alignment between speech and text appears on phrases, not on sentences.
+    """Short examples first: alignment between speech and text appears on phrases, not on sentences.
+
+    Where a voice told when each word was said, examples are spans of sentences: some words and the units spoken
+    during them.
 
     Attributes:
-        words: longest text of the first part.
-        share: how much of the training the first part takes; everything is trained on after it.
+        words: examples hold at most so many words at first.
+        longest: the limit grows evenly to so many words ...
+        batches: ... over so many batches, and is lifted then; 0 sets no limit from the start.
+        spans: share of the examples that are spans of any length after that.
     """
 
-    words: int = key(5, minimum=1)
-    share: float = key(0.2, above=0, maximum=1)
+    words: int = key(3, minimum=1)
+    longest: int = key(20, minimum=1)
+    batches: int = key(1500, minimum=0)
+    spans: float = key(0.0, minimum=0, maximum=1)
+
+    def limit(self, batch: int) -> int | None:
+        """Give the largest number of words at a batch, None for any."""
+        if batch >= self.batches:
+            return None
+        return self.words + max(0, self.longest - self.words) * batch // self.batches
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,6 +224,7 @@ class AdaptationConfig:
         learning_rate: its largest value, after the warm-up.
         schedule: what follows the warm-up: "constant", "linear" or "cosine" to nothing, or "inverse_sqrt".
         warmup_steps: steps over which the learning rate rises.
+        beta2: decay of the optimizer's second moment.
         weight_decay: of the optimizer.
         batch_bins: padded pieces in a batch: longest sequence × number of sequences.
         accumulate: batches per step.
@@ -233,6 +247,7 @@ class AdaptationConfig:
     learning_rate: float = key(3e-4, above=0)
     schedule: str = key("linear", choices=("constant", "linear", "cosine", "inverse_sqrt"))
     warmup_steps: int = key(2500, minimum=0)
+    beta2: float = key(0.999, above=0, maximum=0.9999)
     weight_decay: float = key(1e-6, minimum=0)
     batch_bins: int = key(5000, minimum=16)
     accumulate: int = key(1, minimum=1)
@@ -263,14 +278,15 @@ class VocoderTrainingConfig:
 
     Attributes:
         name: a ready vocoder; null trains one.
-        size: "paper" (512 channels, batch 64), or "small", which trains on a processor.
-        steps: optimizer steps; null for what its size takes.
-        batch: segments in a batch; null for what its size takes.
+        preset: "paper" (hop 320, for HuBERT), "paper-384" (the same for Moonshine's hop), or "small" (hop 384), which
+            trains on a processor.
+        steps: optimizer steps; null for what the preset takes.
+        batch: segments in a batch; null for what the preset takes.
         seed: of the segments and of new weights.
     """
 
     name: str | None = None
-    size: str = key("paper", choices=("paper", "small"))
+    preset: str = key("paper-384", choices=("paper", "paper-384", "small"))
     steps: int | None = key(None, minimum=1)
     batch: int | None = key(None, minimum=1)
     seed: int = key(0, minimum=0)
