@@ -72,24 +72,36 @@ class SourceConfig:
     Attributes:
         kind: "text" (voiced by ``voice``) or "audio" (recordings with transcripts).
         path: the file or folder.
+        name: how the source is called in the corpus; null for the name of the file or folder, without its suffix.
         voice: the teacher that reads text out.
         speeds: speaking rates, drawn from for each utterance; 1 is the voice's own.
-        phrases: how many phrases of one to five words are cut out of the text besides.
-        held_out: how many utterances are kept for evaluation and never trained on.
-        limit: how many utterances are used at most; null for all.
+        phrases: how many phrases of one to five words are cut out of the text besides; they are a source of their own,
+            "<name>/phrases".
+        held_out: how many different sentences are kept for evaluation and never trained on, whoever says them; with
+            ``phrases``, one phrase of each of them too.
+        held_out_from: "anywhere" in the source, or its "end", where published corpora have their development part.
+        limit: how many sentences are used at most, those held out included; null for all.
+        keep_audio: how many training sentences keep their audio, which a vocoder is trained on.
     """
 
     kind: str = key(choices=("text", "audio"))
     path: str
+    name: str | None = key(None, pattern=r"[^/]+")
     voice: str = "hibari"
     speeds: tuple[float, ...] = key((1.0,), minimum=0.25, maximum=4)
     phrases: int = key(0, minimum=0)
     held_out: int = key(0, minimum=0)
+    held_out_from: str = key("anywhere", choices=("anywhere", "end"))
     limit: int | None = key(None, minimum=1)
+    keep_audio: int = key(0, minimum=0)
 
     def __post_init__(self) -> None:
         if not self.speeds:
             raise UserError("speeds: [] (expected at least one speed)")
+        if self.phrases and self.kind == "audio":
+            raise UserError(f"phrases: {self.phrases} (expected 0 for audio: phrases are cut out of text that is voiced)")
+        if self.limit is not None and self.held_out > self.limit:
+            raise UserError(f"held_out: {self.held_out} (expected at most the limit, which is {self.limit})")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,8 +112,8 @@ class CorpusConfig:
         sources: where speech and text come from.
         encoder: makes features of speech.
         units: makes units of features.
-        processes: how many processes voice and encode.
-        limit: how many utterances over all sources at most; null for all.
+        processes: how many processes voice and encode; what comes out is the same for any number.
+        limit: how many utterances over all sources at most, in the sources' proportions; null for all.
         seed: of every random choice (speeds, phrases, the held-out part).
     """
 

@@ -1,0 +1,1 @@
+"""Adaptation of a language model to the four tasks: examples, starting points, LoRA, training."""

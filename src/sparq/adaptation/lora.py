@@ -1,0 +1,121 @@
+"""Low-rank adapters on the linears of the paper's E.1, and the new embeddings trained in full beside them."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from peft import LoraConfig as PeftLoraConfig
+from peft import PeftModel, get_peft_model
+from torch import nn
+from transformers import PreTrainedModel
+
+from sparq.config import LoraConfig
+from sparq.errors import UserError
+
+# Architecture → target of the paper → the names of its linears. "v" may share a matrix with q and k.
+_LLAMA_KIND = {
+    "q": ("q_proj",),
+    "k": ("k_proj",),
+    "v": ("v_proj",),
+    "o": ("o_proj",),
+    "mlp": ("gate_proj", "up_proj", "down_proj"),
+}
+_GPT2_JOINED = ("attn.c_attn",)
+_NEOX_JOINED = ("query_key_value",)
+LINEARS: dict[str, dict[str, tuple[str, ...]]] = {
+    "opt": {"q": ("q_proj",), "k": ("k_proj",), "v": ("v_proj",), "o": ("out_proj",), "mlp": ("fc1", "fc2")},
+    "gpt2": {
+        "q": _GPT2_JOINED,
+        "k": _GPT2_JOINED,
+        "v": _GPT2_JOINED,
+        "o": ("attn.c_proj",),
+        "mlp": ("mlp.c_fc", "mlp.c_proj"),
+    },
+    "gpt_neox": {
+        "q": _NEOX_JOINED,
+        "k": _NEOX_JOINED,
+        "v": _NEOX_JOINED,
+        "o": ("attention.dense",),
+        "mlp": ("dense_h_to_4h", "dense_4h_to_h"),
+    },
+    "llama": _LLAMA_KIND,
+    "mistral": _LLAMA_KIND,
+    "qwen2": _LLAMA_KIND,
+    "qwen3": _LLAMA_KIND,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class AdapterShare:
+    """How much of a model its adapters are (paper, table 11).
+
+    Attributes:
+        adapters: parameters of the low-rank matrices.
+        embeddings: parameters of the input and output embeddings trained beside them.
+        model: parameters of the model without adapters.
+    """
+
+    adapters: int
+    embeddings: int
+    model: int
+
+    @property
+    def percent(self) -> float:
+        """Adapters as a percentage of the model, as table 11 counts them."""
+        return 100 * self.adapters / self.model
+
+
+def target_linears(model: PreTrainedModel, config: LoraConfig) -> list[str]:
+    """Name the linears that get an adapter.
+
+    Raises:
+        UserError: the architecture is not known.
+    """
+    known = LINEARS.get(model.config.model_type)
+    if known is None:
+        raise UserError(
+            f"adaptation.method: lora does not know {model.config.model_type} (expected {', '.join(LINEARS)})"
+        )
+    return sorted({linear for target in config.targets for linear in known[target]})
+
+
+def add_lora(model: PreTrainedModel, config: LoraConfig) -> PeftModel:
+    """Freeze a model, and add trainable adapters; embeddings and learned sinks are trained whole.
+
+    Args:
+        model: the language model, with the joint vocabulary's embeddings.
+        config: rank, alpha, dropout and targets.
+
+    Raises:
+        UserError: the architecture is not known.
+    """
+    whole = [name for name, module in model.named_modules() if _trained_whole(model, name, module)]
+    settings = PeftLoraConfig(
+        r=config.rank,
+        lora_alpha=config.alpha,
+        lora_dropout=config.dropout,
+        target_modules=target_linears(model, config),
+        modules_to_save=sorted({name.rsplit(".", 1)[-1] for name in whole}),
+        fan_in_fan_out=model.config.model_type == "gpt2",
+        task_type="CAUSAL_LM",
+    )
+    return get_peft_model(model, settings)
+
+
+def _trained_whole(model: PreTrainedModel, name: str, module: nn.Module) -> bool:
+    embedding = module is model.get_input_embeddings() or module is model.get_output_embeddings()
+    return embedding or name.endswith(".sink_logit")
+
+
+def merge_lora(model: PeftModel) -> PreTrainedModel:
+    """Fold the adapters into the weights and return the plain model."""
+    return model.merge_and_unload()
+
+
+def adapter_share(model: PeftModel) -> AdapterShare:
+    """Count the parameters of the adapters and of the model under them (paper, table 11)."""
+    adapters = sum(p.numel() for name, p in model.named_parameters() if "lora_" in name)
+    embeddings = sum(p.numel() for name, p in model.named_parameters() if p.requires_grad and "lora_" not in name)
+    everything = sum(p.numel() for p in model.parameters())
+    # PEFT keeps the frozen originals of what it trains in full; they are counted once.
+    return AdapterShare(adapters, embeddings, everything - adapters - embeddings)

@@ -1,0 +1,1 @@
+"""The joint language: vocabulary, tasks, and the model that reads, listens, speaks and writes."""

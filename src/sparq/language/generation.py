@@ -1,0 +1,221 @@
+"""Generation held to the target's modality: greedy, sampling and beam search, batched and cached.
+
+The search itself is transformers' ``generate``. What is SpARQ's own is in front of it: ids of any other modality than
+the target's can never come out, prompts of like length share a batch, and what comes out for a prompt does not depend
+on the prompts beside it (random draws included).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+from typing_extensions import override
+
+from sparq.attention.install import base_model
+from sparq.errors import UserError
+from sparq.language.vocabulary import Modality, Vocabulary
+
+METHODS = ("greedy", "sample", "beam")
+
+
+@dataclasses.dataclass(frozen=True)
+class GenerationOptions:
+    """How the next pieces are chosen.
+
+    Attributes:
+        method: "greedy", "sample" or "beam".
+        beams: width of the beam search.
+        length_penalty: a beam's score is its log-likelihood divided by its length to this power; 0 compares plain
+            log-likelihoods, as VoxtLM does ("penalty 0").
+        temperature: logits are divided by it before sampling.
+        top_k: only so many likeliest pieces are sampled from; 0 for all.
+        top_p: only the likeliest pieces that together reach this probability are sampled from.
+        seed: of sampling; prompt i of a call draws the same whatever batch it is in.
+        min_pieces: the end is not allowed before so many pieces.
+        max_pieces: generation stops after so many pieces, or where the model's positions end.
+
+    Raises:
+        UserError: a value is out of its range; the message names key and value.
+    """
+
+    method: str = "greedy"
+    beams: int = 5
+    length_penalty: float = 0.0
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+    min_pieces: int = 1
+    max_pieces: int = 300
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise UserError(f"method: {self.method!r} (expected one of {', '.join(METHODS)})")
+        for name, least in {"beams": 1, "top_k": 0, "seed": 0, "min_pieces": 0, "max_pieces": 1}.items():
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise UserError(f"{name}: {value!r} (expected a whole number of at least {least})")
+        if not self.temperature > 0:
+            raise UserError(f"temperature: {self.temperature!r} (expected a number above 0)")
+        if not 0 < self.top_p <= 1:
+            raise UserError(f"top_p: {self.top_p!r} (expected a number above 0, at most 1)")
+        if self.min_pieces > self.max_pieces:
+            raise UserError(f"min_pieces: {self.min_pieces} (expected at most max_pieces, which is {self.max_pieces})")
+
+
+class _Held(LogitsProcessor):
+    """Makes every id impossible that is not allowed."""
+
+    def __init__(self, allowed: Tensor) -> None:
+        self._forbidden = ~allowed
+
+    @override
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # type: ignore[override]  # narrower tensor types
+        return scores.masked_fill(self._forbidden, -torch.inf)
+
+
+class _Noise(LogitsProcessor):
+    """Adds Gumbel noise, so that the largest score is a sample of the softmax.
+
+    Each row has a generator of its own, which transformers' sampling from one generator for a whole batch cannot give.
+    """
+
+    def __init__(self, seed: int, prompts: Sequence[int]) -> None:
+        self._generators = [np.random.default_rng((seed, index)) for index in prompts]
+
+    @override
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # type: ignore[override]  # narrower tensor types
+        noise = np.stack([generator.gumbel(size=scores.shape[1]) for generator in self._generators])
+        return scores + torch.from_numpy(noise).to(scores)
+
+
+def generate(
+    model: Any,
+    vocabulary: Vocabulary,
+    prompts: Sequence[Sequence[int]],
+    target: Modality,
+    options: GenerationOptions | None = None,
+    *,
+    batch: int = 16,
+) -> list[list[int]]:
+    """Continue prompts with pieces of one modality.
+
+    Args:
+        model: a causal language model (or a PEFT model around one), whatever attention or simulated quantisation it has.
+        vocabulary: what its ids mean.
+        prompts: ids of each prompt, see :func:`sparq.language.tasks.prompt`.
+        target: what is to be generated.
+        options: how; greedy if None.
+        batch: prompts at once; what comes out does not depend on it.
+
+    Returns:
+        For each prompt the ids behind it, without the end.
+
+    Raises:
+        UserError: a prompt is empty or leaves no position to generate at.
+    """
+    options = options or GenerationOptions()
+    base = base_model(model)
+    context = int(base.config.max_position_embeddings)
+    for index, prompt in enumerate(prompts):
+        if not prompt:
+            raise UserError(f"prompt {index}: is empty")
+        if len(prompt) >= context:
+            raise UserError(f"prompt {index}: has {len(prompt)} pieces, but the model has only {context} positions")
+    # An output layer may be wider than the vocabulary (some are padded to a multiple of 64).
+    width = base.get_output_embeddings().weight.shape[0]
+    allowed = torch.zeros(width, dtype=torch.bool, device=base.device)
+    allowed[: vocabulary.size] = torch.from_numpy(vocabulary.allowed(target))
+    found: list[list[int]] = [[] for _ in prompts]
+    with _ready(base):
+        for chosen in _batches([len(prompt) for prompt in prompts], batch, context - options.max_pieces):
+            room = min(options.max_pieces, context - len(prompts[chosen[-1]]))
+            processors = [_Held(allowed)]
+            if options.method == "sample":
+                processors += _sampling(options, chosen)
+            ids, mask = _padded([prompts[index] for index in chosen], vocabulary.pad_id, base.device)
+            rows = base.generate(
+                input_ids=ids,
+                attention_mask=mask,
+                generation_config=_search(options, vocabulary, room),
+                logits_processor=LogitsProcessorList(processors),
+            )
+            for index, row in zip(chosen, rows[:, ids.shape[1] :].tolist(), strict=True):
+                found[index] = row[: row.index(vocabulary.end_id)] if vocabulary.end_id in row else row
+    return found
+
+
+def _batches(lengths: Sequence[int], size: int, unclipped: int) -> Iterator[list[int]]:
+    """Cut the order by length into batches.
+
+    Where the model's positions may end before ``max_pieces`` (prompts longer than ``unclipped``), all of a batch must
+    be of one length, or one prompt would shorten what is generated for another.
+    """
+    chosen: list[int] = []
+    for index in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if chosen and (len(chosen) == size or unclipped < lengths[index] != lengths[chosen[0]]):
+            yield chosen
+            chosen = []
+        chosen.append(index)
+    if chosen:
+        yield chosen
+
+
+def _padded(prompts: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Pad on the left: ids and attention mask, int64 [prompts, longest]."""
+    longest = max(len(prompt) for prompt in prompts)
+    ids = torch.tensor([[pad_id] * (longest - len(prompt)) + list(prompt) for prompt in prompts], device=device)
+    mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
+    return ids, mask
+
+
+def _sampling(options: GenerationOptions, prompts: Sequence[int]) -> list[LogitsProcessor]:
+    processors: list[LogitsProcessor] = [TemperatureLogitsWarper(options.temperature)]
+    if options.top_k:
+        processors.append(TopKLogitsWarper(options.top_k))
+    if options.top_p < 1:
+        processors.append(TopPLogitsWarper(options.top_p))
+    return [*processors, _Noise(options.seed, prompts)]
+
+
+def _search(options: GenerationOptions, vocabulary: Vocabulary, room: int) -> GenerationConfig:
+    shape: dict[str, Any] = {}
+    if options.method == "beam":
+        # transformers' usual rule for when to stop is exact only where longer beams cannot score higher.
+        patience = "never" if options.length_penalty > 0 else False
+        shape = {"num_beams": options.beams, "length_penalty": options.length_penalty, "early_stopping": patience}
+    return GenerationConfig(
+        do_sample=False,
+        max_new_tokens=room,
+        min_new_tokens=min(options.min_pieces, room),
+        eos_token_id=vocabulary.end_id,
+        pad_token_id=vocabulary.pad_id,
+        **shape,
+    )
+
+
+@contextlib.contextmanager
+def _ready(model: Any) -> Iterator[None]:
+    """Evaluation mode, and none of the generation settings that came with a pretrained model."""
+    training, settings = model.training, model.generation_config
+    model.eval()
+    model.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        model.train(training)
+        model.generation_config = settings

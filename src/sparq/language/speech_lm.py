@@ -1,0 +1,371 @@
+"""SpeechLM: a language model that listens, speaks and writes, with all that it needs to do so, in one folder.
+
+The folder is a transformers model (``from_pretrained`` reads it) plus ``sparq.json`` and the folders ``vocabulary``,
+``codebook`` and ``vocoder``. Which of these the model was trained with stands in ``sparq.json``, and which vocabulary
+and codebook also in the model's own configuration: units and pieces of others look alike and mean something else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, Any, overload
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+
+import sparq.quantization  # noqa: F401 - makes transformers know the simulated models that it reads
+from sparq.artifacts import Manifest, new_folder, read_manifest, require_match, write_manifest
+from sparq.assets import shipped
+from sparq.attention import load_pretrained
+from sparq.errors import UserError
+from sparq.language.generation import GenerationOptions, generate
+from sparq.language.tasks import TASKS, Task, continuation_prompt, prompt
+from sparq.language.vocabulary import Vocabulary, load_vocabulary
+from sparq.speech.audio import RATE, check_waveform, load_audio
+from sparq.speech.encoder import load_encoder
+from sparq.speech.segmentation import split_at_silences
+from sparq.speech.units import Codebook, UnitExtractor, merge_repeats
+from sparq.speech.vocoder import Vocoder
+
+Audio = str | Path | IO[bytes] | np.ndarray
+"""A file, or float32 [samples] at 16 kHz."""
+
+Spoken = tuple[np.ndarray, int]
+"""A waveform, float32 [samples], and its samples per second."""
+
+PARTS = ("vocabulary", "codebook", "vocoder")
+RECORD = "sparq_parts"
+CREATIVE = GenerationOptions(method="sample", top_p=0.9)
+_PAUSE = RATE // 5  # samples between the parts of a long text
+_ENDINGS = (re.compile(r"[.!?…]['\"”’)]*$"), re.compile(r"[,;:–—]$"), re.compile("$"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """How long an utterance may be that the model hears or says at once; what is longer is cut.
+
+    Attributes:
+        seconds: of speech, cut at silences.
+        words: of text, cut at the ends of sentences and phrases.
+    """
+
+    seconds: float = 9.0
+    words: int = 24
+
+    def __post_init__(self) -> None:
+        if not self.seconds >= 2:
+            raise UserError(f"limits.seconds: {self.seconds!r} (expected at least 2)")
+        if not isinstance(self.words, int) or self.words < 1:
+            raise UserError(f"limits.words: {self.words!r} (expected a whole number of at least 1)")
+
+
+class SpeechLM:
+    """A language model with its vocabulary, codebook and vocoder.
+
+    Attributes:
+        model: the transformers causal LM, in evaluation mode.
+        vocabulary: what its ids mean.
+        codebook: what its units mean.
+        vocoder: what speaks its units, or None for a model that only listens and writes.
+        limits: how long an utterance may be.
+
+    Raises:
+        UserError: the parts were not made for each other.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        vocabulary: Vocabulary,
+        codebook: Codebook,
+        vocoder: Vocoder | None = None,
+        *,
+        limits: Limits | None = None,
+        extractor: UnitExtractor | None = None,
+    ) -> None:
+        """Put a model together; ``extractor`` spares loading the codebook's encoder again."""
+        rows = model.get_input_embeddings().weight.shape[0]
+        if rows < vocabulary.size:
+            raise UserError(f"the model has {rows} embeddings, but its vocabulary {vocabulary.size} pieces")
+        if vocabulary.units != codebook.size:
+            raise UserError(f"the vocabulary writes {vocabulary.units} units, but the codebook has {codebook.size}")
+        if vocoder is not None:
+            require_match("the vocoder (its codebook)", vocoder.codebook, codebook.fingerprint)
+        if extractor is not None:
+            require_match("the unit extractor (its codebook)", extractor.codebook.fingerprint, codebook.fingerprint)
+            self.extractor = extractor
+        self.vocabulary = vocabulary
+        self.codebook = codebook
+        self.vocoder = vocoder
+        self.limits = limits or Limits()
+        known = getattr(model.config, RECORD, None) or {}
+        for name, fingerprint in self._record().items():
+            require_match(f"the model (its {name})", known.get(name, fingerprint), fingerprint)
+        self.model = model.eval()
+
+    def _record(self) -> dict[str, str]:
+        """Say what gives the model's ids their meaning."""
+        return {"vocabulary": self.vocabulary.fingerprint, "codebook": self.codebook.fingerprint}
+
+    @functools.cached_property
+    def extractor(self) -> UnitExtractor:
+        """What turns speech into units; its encoder is loaded when it is first needed."""
+        return UnitExtractor(load_encoder(self.codebook.encoder_name, self.codebook.layer), self.codebook)
+
+    def save(self, folder: str | Path, *, half: bool = False, complete: bool = True) -> Manifest:
+        """Write the folder, whole or not at all.
+
+        Args:
+            folder: its name; an older folder of that name is replaced.
+            half: write the model's weights in half precision (they are computed with in single precision again).
+            complete: write every part; otherwise parts that ship with SpARQ are left out and taken from there.
+        """
+        base, parts = self.model, {"vocabulary": self.vocabulary, "codebook": self.codebook, "vocoder": self.vocoder}
+        setattr(base.config, RECORD, self._record())
+        with new_folder(Path(folder)) as new:
+            base.save_pretrained(new, **({"state_dict": _halved(base)} if half else {}))
+            inputs = {}
+            for name, part in parts.items():
+                if part is not None:
+                    (new / name).mkdir()
+                    part.save(new / name)
+                    inputs[name] = read_manifest(new / name, name).fingerprint
+                    if not complete and inputs[name] == _fingerprint_of_shipped(name):
+                        shutil.rmtree(new / name)
+            weights = {path.name: path for path in sorted(new.glob("*.safetensors"))}
+            settings = {"limits": dataclasses.asdict(self.limits), "weights": weights}
+            return write_manifest(new, "speechlm", settings, inputs)
+
+    @classmethod
+    def load(cls, folder: str | Path, device: str = "cpu") -> SpeechLM:
+        """Read a folder that ``save`` wrote, with its attention and simulated quantisation put back.
+
+        Args:
+            folder: the folder.
+            device: where model and vocoder compute, in single precision.
+
+        Raises:
+            UserError: it is not such a folder or damaged, or a part in it is not the one the model was made with.
+        """
+        folder = Path(folder)
+        manifest = read_manifest(folder, "speechlm")
+        try:
+            limits = Limits(**manifest.settings["limits"])
+            found = {name: _part(folder, name, wanted) for name, wanted in manifest.inputs.items()}
+            vocabulary, codebook = load_vocabulary(found["vocabulary"]), Codebook.load(found["codebook"])
+        except (KeyError, TypeError) as error:
+            raise UserError(f"{folder}: damaged manifest ({error})") from error
+        vocoder = Vocoder.load(found["vocoder"], device) if "vocoder" in found else None
+        try:
+            model = load_pretrained(folder, dtype=torch.float32)
+        except UserError:
+            raise
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            raise UserError(f"{folder}: damaged model ({str(error).strip().splitlines()[0]})") from error
+        return cls(model.to(device), vocabulary, codebook, vocoder, limits=limits)
+
+    @overload
+    def transcribe(self, audio: Audio, options: GenerationOptions | None = None) -> str: ...
+    @overload
+    def transcribe(self, audio: Sequence[Audio], options: GenerationOptions | None = None) -> list[str]: ...
+    def transcribe(self, audio: Audio | Sequence[Audio], options: GenerationOptions | None = None) -> str | list[str]:
+        """Write down what is said.
+
+        Recordings longer than ``limits.seconds`` are cut at silences; one in which nothing is heard gives "".
+
+        Args:
+            audio: a recording, or several.
+            options: how pieces are chosen; greedy if None.
+
+        Raises:
+            UserError: a recording cannot be read.
+        """
+        recordings, single = _several(audio)
+        # A frame gives at most one piece; half of the positions are left for the text.
+        encoder, positions = self.extractor.encoder, self.model.config.max_position_embeddings
+        longest = min(self.limits.seconds, positions // 2 * encoder.hop / encoder.rate)
+        pieces = [split_at_silences(_waveform(recording), longest) for recording in recordings]
+        owners = [index for index, of_one in enumerate(pieces) for _ in of_one]
+        units = self.extractor.extract([piece for of_one in pieces for piece in of_one])
+        heard = [(owner, sequence) for owner, sequence in zip(owners, units, strict=True) if len(sequence)]
+        prompts = [prompt(TASKS["asr"], self.vocabulary, sequence) for _, sequence in heard]
+        texts: list[list[str]] = [[] for _ in recordings]
+        for (owner, _), ids in zip(heard, self._generate(TASKS["asr"], prompts, options), strict=True):
+            texts[owner].append(self.vocabulary.decode_text(ids))
+        joined = [" ".join(filter(None, parts)) for parts in texts]
+        return joined[0] if single else joined
+
+    @overload
+    def speak(self, text: str, options: GenerationOptions | None = None) -> Spoken: ...
+    @overload
+    def speak(self, text: Sequence[str], options: GenerationOptions | None = None) -> list[Spoken]: ...
+    def speak(self, text: str | Sequence[str], options: GenerationOptions | None = None) -> Spoken | list[Spoken]:
+        """Read text out; texts longer than ``limits.words`` are cut at the ends of sentences and phrases.
+
+        Args:
+            text: a text, or several.
+            options: how pieces are chosen; greedy if None.
+
+        Returns:
+            A waveform and its rate, or several.
+
+        Raises:
+            UserError: the model has no vocoder, or there is nothing in a text that can be said.
+        """
+        texts, single = _several(text)
+        vocoder = self._voice()
+        parts = [(owner, part) for owner, whole in enumerate(texts) for part in self._phrases(whole)]
+        prompts = [prompt(TASKS["tts"], self.vocabulary, part) for _, part in parts]
+        units = [self._units(ids) for ids in self._generate(TASKS["tts"], prompts, options)]
+        waves: list[list[np.ndarray]] = [[] for _ in texts]
+        said = vocoder.synthesize(units, merged=self.vocabulary.deduplicate)
+        for (owner, _), wave in zip(parts, said, strict=True):
+            waves[owner] += [np.zeros(_PAUSE if waves[owner] else 0, np.float32), wave]
+        spoken = [(np.concatenate(of_one), vocoder.rate) for of_one in waves]
+        return spoken[0] if single else spoken
+
+    @overload
+    def continue_text(self, beginning: str, options: GenerationOptions | None = None) -> str: ...
+    @overload
+    def continue_text(self, beginning: Sequence[str], options: GenerationOptions | None = None) -> list[str]: ...
+    def continue_text(
+        self, beginning: str | Sequence[str], options: GenerationOptions | None = None
+    ) -> str | list[str]:
+        """Write on; returns beginning and continuation, in the form that the vocabulary gives to text.
+
+        Args:
+            beginning: a text, which may be empty, or several.
+            options: how pieces are chosen; sampling if None, because greedy search soon repeats itself.
+        """
+        beginnings, single = _several(beginning)
+        task, vocabulary = TASKS["textlm"], self.vocabulary
+        begun = [bool(vocabulary.write_text(text)) for text in beginnings]
+        prompts = [
+            continuation_prompt(task, vocabulary, text) if there else prompt(task, vocabulary)
+            for text, there in zip(beginnings, begun, strict=True)
+        ]
+        made = self._generate(task, prompts, options or CREATIVE)
+        texts = [vocabulary.decode_text([*before, *after]) for before, after in zip(prompts, made, strict=True)]
+        return texts[0] if single else texts
+
+    @overload
+    def continue_speech(self, beginning: Audio, options: GenerationOptions | None = None) -> Spoken: ...
+    @overload
+    def continue_speech(self, beginning: Sequence[Audio], options: GenerationOptions | None = None) -> list[Spoken]: ...
+    def continue_speech(
+        self, beginning: Audio | Sequence[Audio], options: GenerationOptions | None = None
+    ) -> Spoken | list[Spoken]:
+        """Speak on; returns beginning and continuation, both in the vocoder's voice.
+
+        Args:
+            beginning: a recording, or several.
+            options: how pieces are chosen; sampling if None, because greedy search soon repeats itself.
+
+        Raises:
+            UserError: the model has no vocoder, or a recording cannot be read, or is too short or too long.
+        """
+        recordings, single = _several(beginning)
+        vocoder = self._voice()
+        heard = self.extractor.extract([_waveform(recording) for recording in recordings])
+        for index, units in enumerate(heard):
+            if not len(units):
+                raise UserError(f"recording {index}: too short to be continued")
+        prompts = [continuation_prompt(TASKS["speechlm"], self.vocabulary, units) for units in heard]
+        made = self._generate(TASKS["speechlm"], prompts, options or CREATIVE)
+        frames = [self._timed(vocoder, units, self._units(ids)) for units, ids in zip(heard, made, strict=True)]
+        spoken = [(wave, vocoder.rate) for wave in vocoder.synthesize(frames, merged=False)]
+        return spoken[0] if single else spoken
+
+    def _generate(
+        self, task: Task, prompts: Sequence[Sequence[int]], options: GenerationOptions | None
+    ) -> list[list[int]]:
+        return generate(self.model, self.vocabulary, prompts, task.target, options)
+
+    def _voice(self) -> Vocoder:
+        if self.vocoder is None:
+            raise UserError("this SpeechLM has no vocoder: it cannot speak")
+        return self.vocoder
+
+    def _units(self, ids: Sequence[int]) -> np.ndarray:
+        """Units of generated ids; repeats can still stand where two pieces meet."""
+        units = np.asarray(self.vocabulary.decode_units(ids), np.int64)
+        return merge_repeats(units)[0] if self.vocabulary.deduplicate else units
+
+    def _timed(self, vocoder: Vocoder, heard: np.ndarray, more: np.ndarray) -> np.ndarray:
+        """One unit per frame: what was heard as it was, then what was made, its durations predicted if merged."""
+        if not self.vocabulary.deduplicate:
+            return np.concatenate([heard, more])
+        merged, known = merge_repeats(heard)
+        whole = merge_repeats(np.concatenate([merged, more]))[0]
+        durations = vocoder.durations([whole])[0]
+        durations[: len(known)] = known
+        return np.repeat(whole, durations)
+
+    def _phrases(self, text: str) -> list[str]:
+        """Cut a text into parts that the model can say at once."""
+        if not self.vocabulary.write_text(text):
+            raise UserError(f"text {text[:40]!r}: there is nothing in it that can be said")
+        room = self.model.config.max_position_embeddings // 2
+        done: list[str] = []
+        waiting = [text.split()]
+        while waiting:
+            words = waiting.pop()
+            part = " ".join(words)
+            fits = len(words) <= self.limits.words and len(prompt(TASKS["tts"], self.vocabulary, part)) <= room
+            if fits or len(words) == 1:
+                done += [part] if self.vocabulary.write_text(part) else []
+            else:
+                cut = _best_cut(words)
+                waiting += [words[cut:], words[:cut]]
+        return done
+
+
+def _best_cut(words: Sequence[str]) -> int:
+    """Say before which word to cut: behind a sentence rather than a phrase, and near the middle."""
+    middle, reach = len(words) / 2, len(words) / 3
+
+    def rank(cut: int) -> tuple[bool, int, float]:
+        ending = next(i for i, pattern in enumerate(_ENDINGS) if pattern.search(words[cut - 1]))
+        away = abs(cut - middle)
+        return away > reach, ending, away
+
+    return min(range(1, len(words)), key=rank)
+
+
+def _several(given: Any) -> tuple[list[Any], bool]:
+    """Make a list of one or several, and say whether it was one."""
+    return (list(given), False) if isinstance(given, (list, tuple)) else ([given], True)
+
+
+def _waveform(audio: Audio) -> np.ndarray:
+    return check_waveform(audio) if isinstance(audio, np.ndarray) else load_audio(audio)
+
+
+def _halved(model: Any) -> dict[str, torch.Tensor]:
+    """Halve every weight once, so that tied ones stay tied."""
+    once: dict[int, torch.Tensor] = {}
+    state = model.state_dict()
+    return {
+        key: once.setdefault(tensor.data_ptr(), tensor.half()) if tensor.is_floating_point() else tensor
+        for key, tensor in state.items()
+    }
+
+
+def _part(folder: Path, name: str, wanted: str) -> Path:
+    """Find a part in a SpeechLM's folder or among the shipped ones."""
+    path = folder / name if (folder / name).is_dir() else shipped(name)
+    require_match(f"{folder}: the model (its {name})", wanted, read_manifest(path, name).fingerprint)
+    return path
+
+
+def _fingerprint_of_shipped(name: str) -> str | None:
+    try:
+        return read_manifest(shipped(name), name).fingerprint
+    except UserError:
+        return None
