@@ -243,7 +243,7 @@ def _audio(sound: Sound) -> str:
 def _words(text: str, other: str | None) -> list[tuple[str, bool]]:
     """Split text into words, each with whether another text has it not; case and punctuation aside.
 
-    A caret stands, marked, where the other text has words and this one has none.
+    A marked "[…]" stands where the other text has words and this one has none.
     """
     words = text.split()
     if other is None:
@@ -251,5 +251,5 @@ def _words(text: str, other: str | None) -> list[tuple[str, bool]]:
     ours, theirs = ([re.sub(r"[^\w']", "", word).lower() for word in side] for side in (words, other.split()))
     shown: list[tuple[str, bool]] = []
     for change, start, stop, _, _ in difflib.SequenceMatcher(None, ours, theirs, autojunk=False).get_opcodes():
-        shown += [("‸", True)] if change == "insert" else [(word, change != "equal") for word in words[start:stop]]
+        shown += [("[…]", True)] if change == "insert" else [(word, change != "equal") for word in words[start:stop]]
     return shown
