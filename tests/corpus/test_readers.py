@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from sparq.corpus.readers import Recording, read_corpus
+from sparq.errors import UserError
+
+
+def lay_out(root, files):
+    """Write files by relative path; audio is not opened by a reader, so it may be empty."""
+    for name, text in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    return root
+
+
+LAYOUTS = {
+    "ljspeech": (
+        {"metadata.csv": "LJ1|Dr. No.|Doctor No.\nLJ2|Yes.|\n", "wavs/LJ1.wav": "", "wavs/LJ2.wav": ""},
+        [("LJ1", "wavs/LJ1.wav", "Doctor No.", None), ("LJ2", "wavs/LJ2.wav", "Yes.", None)],
+    ),
+    "two columns, flac": (
+        {"metadata.csv": "\ufeffa.1|Hello, you.\n\nb|Ÿes\r\n", "flac/a.1.flac": "", "flac/b.flac": "", "LICENSE": ""},
+        [("a.1", "flac/a.1.flac", "Hello, you.", None), ("b", "flac/b.flac", "Ÿes", None)],
+    ),
+    "librispeech": (
+        {
+            "dev/84/1/84-1.trans.txt": "84-1-0 ONE TWO\n84-1-1 THREE\n",
+            "dev/84/1/84-1-0.flac": "",
+            "dev/84/1/84-1-1.flac": "",
+        },
+        [("84-1-0", "dev/84/1/84-1-0.flac", "ONE TWO", "84"), ("84-1-1", "dev/84/1/84-1-1.flac", "THREE", "84")],
+    ),
+    "arctic": (
+        {"etc/txt.done.data": '( arctic_a0001 "Author of the \\"trail\\"." )\n', "wav/arctic_a0001.wav": ""},
+        [("arctic_a0001", "wav/arctic_a0001.wav", 'Author of the "trail".', None)],
+    ),
+    "an4": (
+        {
+            "etc/an4_train.fileids": "an4_clstk/fash/an251-fash-b\n",
+            "etc/an4_train.transcription": "<s> YES (MAYBE) </s> (an251-fash-b)\n",
+            "wav/an4_clstk/fash/an251-fash-b.flac": "",
+        },
+        [("an251-fash-b", "wav/an4_clstk/fash/an251-fash-b.flac", "YES (MAYBE)", "fash")],
+    ),
+    "sidecars": (
+        {"x/b.mp3": "", "x/b.txt": "two\nlines\n", "a.ogg": "", "a.txt": "one"},
+        [("a", "a.ogg", "one", None), ("x/b", "x/b.mp3", "two lines", None)],
+    ),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts(tmp_path, layout):
+    files, expected = LAYOUTS[layout]
+    lay_out(tmp_path, files)
+    assert list(read_corpus(tmp_path)) == [
+        Recording(name, tmp_path / audio, text, speaker) for name, audio, text, speaker in expected
+    ]
+
+
+def test_jsonl(tmp_path):
+    rows = [
+        {"audio": "a/1.wav", "text": " hi "},
+        {"id": "x", "text": "voiced", "speaker": "joe"},
+        {"text": "named by line"},
+    ]
+    lay_out(tmp_path, {"set.jsonl": "\n".join(map(json.dumps, rows)), "a/1.wav": ""})
+    assert list(read_corpus(tmp_path / "set.jsonl")) == [
+        Recording("a/1.wav", tmp_path / "a/1.wav", "hi"),
+        Recording("x", None, "voiced", "joe"),
+        Recording("set-3", None, "named by line"),
+    ]
+
+
+def test_text_to_be_voiced(tmp_path):
+    lay_out(tmp_path, {"a.tsv": "LJ1\tHello there.\n", "b.txt": "One.\n\nTwo.\n"})
+    assert list(read_corpus(tmp_path / "a.tsv")) == [Recording("LJ1", None, "Hello there.")]
+    assert list(read_corpus(tmp_path / "b.txt")) == [Recording("b-1", None, "One."), Recording("b-3", None, "Two.")]
+
+
+@pytest.mark.parametrize(
+    ("files", "path", "message"),
+    [
+        ({}, "nowhere", r"nowhere: no such file or folder"),
+        ({"c/notes.txt": "x"}, "c", r"c: no known corpus layout"),
+        ({"metadata.csv": ""}, ".", r"holds no recordings"),
+        ({"metadata.csv": "a|b\nc\n", "wavs/a.wav": ""}, ".", r"metadata\.csv, line 2: expected id\|text"),
+        ({"metadata.csv": "a|b\n"}, ".", r"metadata\.csv, line 1: there is no audio file .*wavs/a\.wav"),
+        ({"metadata.csv": "a|\n", "wavs/a.wav": ""}, ".", r"metadata\.csv, line 1: a has no text"),
+        ({"metadata.csv": "a|b\na|c\n", "wavs/a.wav": ""}, ".", r"line 2: a is there twice"),
+        ({"1/1-2.trans.txt": "1-2-3 HI\n"}, ".", r"1-2\.trans\.txt, line 1: there is no audio file .*1-2-3\.wav"),
+        ({"etc/txt.done.data": "a b\n"}, ".", r"txt\.done\.data, line 1: expected"),
+        ({"etc/t.fileids": "a/b\n", "etc/t.transcription": "<s> HI\n"}, ".", r"t\.transcription, line 1: expected"),
+        ({"etc/t.fileids": "a/b\n", "etc/t.transcription": "HI (c)\n"}, ".", r"line 1: c is not listed"),
+        ({"etc/t.fileids": "a/b\n"}, ".", r"t\.transcription: cannot be read"),
+        ({"a.wav": ""}, ".", r"a\.wav: there is no transcript a\.txt"),
+        ({"a.wav": "", "a.txt": ""}, ".", r"a\.txt: a has no text"),
+        ({"s.jsonl": '{"text": "a"}\n{"text": \n'}, "s.jsonl", r"s\.jsonl, line 2: not JSON"),
+        ({"s.jsonl": '{"audio": "a.wav"}\n'}, "s.jsonl", r'line 1: expected an object with "text"'),
+        ({"s.jsonl": '{"text": "a", "txt": 1}\n'}, "s.jsonl", r"line 1: unknown key 'txt'"),
+        ({"s.jsonl": '{"text": "a", "id": 1}\n'}, "s.jsonl", r"line 1: id is not a string"),
+        ({"s.jsonl": '{"text": "a", "audio": "n.wav"}\n'}, "s.jsonl", r"line 1: there is no audio file .*n\.wav"),
+        ({"s.tsv": "just a sentence\n"}, "s.tsv", r"s\.tsv, line 1: expected id<TAB>sentence"),
+        ({"s.txt": ""}, "s.txt", r"s\.txt: holds no recordings"),
+        ({"s.wav": ""}, "s.wav", r"s\.wav: is audio"),
+    ],
+)
+def test_bad_corpora_are_refused_in_one_line(tmp_path, files, path, message):
+    lay_out(tmp_path, files)
+    with pytest.raises(UserError, match=message) as caught:
+        list(read_corpus(tmp_path / path))
+    assert "\n" not in str(caught.value)
+
+
+def test_text_that_is_not_utf8(tmp_path):
+    (tmp_path / "a.txt").write_bytes("caf\u00e9".encode("latin-1"))
+    with pytest.raises(UserError, match=r"a\.txt: not UTF-8"):
+        list(read_corpus(tmp_path / "a.txt"))

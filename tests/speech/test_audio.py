@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+import soundfile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sparq.errors import UserError
+from sparq.speech.audio import RATE, check_waveform, load_audio, save_audio
+
+
+def tone(rate, seconds=1.0, channels=1, hertz=440.0):
+    wave = 0.3 * np.sin(2 * np.pi * hertz * np.arange(int(seconds * rate)) / rate)
+    return np.repeat(wave[:, None], channels, axis=1).astype(np.float32)
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "mp3"])
+@pytest.mark.parametrize(("rate", "channels"), [(48000, 2), (16000, 1), (44100, 1)])
+def test_any_format_rate_and_channels_become_the_same_tone(tmp_path, suffix, rate, channels):
+    path = tmp_path / f"tone.{suffix}"
+    soundfile.write(path, tone(rate, channels=channels), rate)
+    wave = load_audio(path)
+    assert wave.dtype == np.float32
+    assert wave.ndim == 1
+    assert len(wave) == pytest.approx(RATE, abs=RATE * 0.02)
+    spectrum = np.abs(np.fft.rfft(wave[2000:14000] * np.hanning(12000)))
+    assert spectrum.argmax() * RATE / 12000 == pytest.approx(440, abs=2)
+    assert np.abs(wave[2000:14000]).max() == pytest.approx(0.3, abs=0.02)
+
+
+def test_channels_are_averaged(tmp_path):
+    both = np.stack([np.full(1600, 0.5), np.full(1600, -0.25)], axis=1)
+    soundfile.write(tmp_path / "a.wav", both, RATE, subtype="FLOAT")
+    np.testing.assert_allclose(load_audio(tmp_path / "a.wav"), 0.125, atol=1e-6)
+
+
+def test_reading_in_blocks_is_reading_at_once(tmp_path, monkeypatch):
+    soundfile.write(tmp_path / "a.wav", np.random.default_rng(0).normal(0, 0.1, 70000), 22050)
+    whole = load_audio(tmp_path / "a.wav")
+    monkeypatch.setattr("sparq.speech.audio._BLOCK_SECONDS", 1)
+    np.testing.assert_allclose(load_audio(tmp_path / "a.wav"), whole, atol=1e-5)
+
+
+def test_a_binary_file_that_cannot_seek(tmp_path):
+    soundfile.write(tmp_path / "a.flac", tone(RATE), RATE)
+
+    class Pipe:
+        name = "<stdin>"
+
+        def read(self):
+            return (tmp_path / "a.flac").read_bytes()
+
+    np.testing.assert_array_equal(load_audio(Pipe()), load_audio(tmp_path / "a.flac"))
+
+
+def test_a_header_without_a_length_is_not_truncation():
+    buffer = io.BytesIO()
+    soundfile.write(buffer, tone(RATE), RATE, format="WAV")
+    data = bytearray(buffer.getvalue())
+    at = data.find(b"data")
+    data[at + 4 : at + 8] = b"\xff" * 4
+    assert len(load_audio(io.BytesIO(bytes(data)))) == RATE
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "mp3"])
+@pytest.mark.parametrize("kept", [0.5, 0.9])
+def test_truncated_files_are_named(tmp_path, suffix, kept):
+    path = tmp_path / f"cut.{suffix}"
+    soundfile.write(path, np.random.default_rng(0).normal(0, 0.1, 3 * RATE), RATE)
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * kept)])
+    with pytest.raises(UserError, match=rf"cut\.{suffix}: (truncated|not audio, or damaged)"):
+        load_audio(path)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda p: None, "no such file"),
+        (lambda p: p.mkdir(), "is a folder"),
+        (lambda p: p.write_text("hello " * 50), "not audio"),
+        (lambda p: p.write_bytes(b""), "not audio"),
+        (lambda p: soundfile.write(p, np.zeros(0), RATE), "no samples"),
+        (lambda p: soundfile.write(p, np.array([0.0, np.nan]), RATE, subtype="FLOAT"), "not a finite number"),
+    ],
+)
+def test_bad_files_are_refused_in_one_line(tmp_path, make, message):
+    path = tmp_path / "bad.wav"
+    make(path)
+    with pytest.raises(UserError, match=message) as caught:
+        load_audio(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_silence_is_audio(tmp_path):
+    soundfile.write(tmp_path / "a.wav", np.zeros(RATE), RATE)
+    assert not load_audio(tmp_path / "a.wav").any()
+
+
+@settings(deadline=None, max_examples=10)
+@given(st.integers(1, 5000), st.integers(0, 2**31))
+def test_a_saved_wav_comes_back(tmp_path_factory, samples, seed):
+    path = tmp_path_factory.mktemp("audio") / "a.wav"
+    wave = np.random.default_rng(seed).uniform(-0.99, 0.99, samples).astype(np.float32)
+    save_audio(path, wave)
+    np.testing.assert_allclose(load_audio(path), wave, atol=1 / 32768)
+    assert [file.name for file in path.parent.iterdir()] == ["a.wav"]
+
+
+def test_saving_clips_instead_of_wrapping(tmp_path):
+    save_audio(tmp_path / "a.wav", np.array([2.0, -2.0], np.float32))
+    np.testing.assert_allclose(load_audio(tmp_path / "a.wav"), [1.0, -1.0], atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["a.xyz", "a", "missing/a.wav"])
+def test_bad_names_to_save_leave_nothing(tmp_path, name):
+    with pytest.raises(UserError, match=name.split("/")[-1]):
+        save_audio(tmp_path / name, np.zeros(10, np.float32))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_waveform_has_one_channel():
+    with pytest.raises(UserError, match=r"one channel"):
+        check_waveform(np.zeros((10, 2)), "x")
