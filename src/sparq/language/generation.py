@@ -84,7 +84,7 @@ class _Held(LogitsProcessor):
         self._forbidden = ~allowed
 
     @override
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # type: ignore[override]  # narrower tensor types
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         return scores.masked_fill(self._forbidden, -torch.inf)
 
 
@@ -98,7 +98,7 @@ class _Noise(LogitsProcessor):
         self._generators = [np.random.default_rng((seed, index)) for index in prompts]
 
     @override
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # type: ignore[override]  # narrower tensor types
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         noise = np.stack([generator.gumbel(size=scores.shape[1]) for generator in self._generators])
         return scores + torch.from_numpy(noise).to(scores)
 
@@ -115,7 +115,7 @@ def generate(
     """Continue prompts with pieces of one modality.
 
     Args:
-        model: a causal language model (or a PEFT model around one), whatever attention or simulated quantisation it has.
+        model: a causal language model, or a PEFT model around one; any attention, any simulated quantisation.
         vocabulary: what its ids mean.
         prompts: ids of each prompt, see :func:`sparq.language.tasks.prompt`.
         target: what is to be generated.
@@ -129,7 +129,7 @@ def generate(
         UserError: a prompt is empty or leaves no position to generate at.
     """
     options = options or GenerationOptions()
-    base = base_model(model)
+    base: Any = base_model(model)
     context = int(base.config.max_position_embeddings)
     for index, prompt in enumerate(prompts):
         if not prompt:
@@ -144,7 +144,7 @@ def generate(
     with _ready(base):
         for chosen in _batches([len(prompt) for prompt in prompts], batch, context - options.max_pieces):
             room = min(options.max_pieces, context - len(prompts[chosen[-1]]))
-            processors = [_Held(allowed)]
+            processors: list[LogitsProcessor] = [_Held(allowed)]
             if options.method == "sample":
                 processors += _sampling(options, chosen)
             ids, mask = _padded([prompts[index] for index in chosen], vocabulary.pad_id, base.device)

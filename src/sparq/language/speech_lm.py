@@ -1,32 +1,26 @@
-"""SpeechLM: a language model that listens, speaks and writes, with all that it needs to do so, in one folder.
+"""SpeechLM: a language model that listens, speaks and writes, with all that it needs to do so.
 
-The folder is a transformers model (``from_pretrained`` reads it) plus ``sparq.json`` and the folders ``vocabulary``,
-``codebook`` and ``vocoder``. Which of these the model was trained with stands in ``sparq.json``, and which vocabulary
-and codebook also in the model's own configuration: units and pieces of others look alike and mean something else.
+Which vocabulary and codebook the model was trained with is recorded in its own configuration when it is saved: the
+pieces and units of others look alike and mean something else.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import re
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any, overload
 
 import numpy as np
-import torch
-from safetensors import SafetensorError
 
-import sparq.quantization  # noqa: F401 - makes transformers know the simulated models that it reads
-from sparq.artifacts import Manifest, new_folder, read_manifest, require_match, write_manifest
-from sparq.assets import shipped
-from sparq.attention import load_pretrained
+from sparq.artifacts import Manifest, require_match
 from sparq.errors import UserError
+from sparq.language.folder import Parts, read_folder, write_folder
 from sparq.language.generation import GenerationOptions, generate
+from sparq.language.phrases import split_text
 from sparq.language.tasks import TASKS, Task, continuation_prompt, prompt
-from sparq.language.vocabulary import Vocabulary, load_vocabulary
+from sparq.language.vocabulary import Vocabulary
 from sparq.speech.audio import RATE, check_waveform, load_audio
 from sparq.speech.encoder import load_encoder
 from sparq.speech.segmentation import split_at_silences
@@ -39,11 +33,9 @@ Audio = str | Path | IO[bytes] | np.ndarray
 Spoken = tuple[np.ndarray, int]
 """A waveform, float32 [samples], and its samples per second."""
 
-PARTS = ("vocabulary", "codebook", "vocoder")
 RECORD = "sparq_parts"
 CREATIVE = GenerationOptions(method="sample", top_p=0.9)
 _PAUSE = RATE // 5  # samples between the parts of a long text
-_ENDINGS = (re.compile(r"[.!?…]['\"”’)]*$"), re.compile(r"[,;:–—]$"), re.compile("$"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,8 +97,8 @@ class SpeechLM:
         self.vocoder = vocoder
         self.limits = limits or Limits()
         known = getattr(model.config, RECORD, None) or {}
-        for name, fingerprint in self._record().items():
-            require_match(f"the model (its {name})", known.get(name, fingerprint), fingerprint)
+        for name, given in self._record().items():
+            require_match(f"the model (its {name})", known.get(name, given), given)
         self.model = model.eval()
 
     def _record(self) -> dict[str, str]:
@@ -125,22 +117,14 @@ class SpeechLM:
             folder: its name; an older folder of that name is replaced.
             half: write the model's weights in half precision (they are computed with in single precision again).
             complete: write every part; otherwise parts that ship with SpARQ are left out and taken from there.
+
+        Raises:
+            UserError: the model carries adapters that are not merged.
         """
-        base, parts = self.model, {"vocabulary": self.vocabulary, "codebook": self.codebook, "vocoder": self.vocoder}
-        setattr(base.config, RECORD, self._record())
-        with new_folder(Path(folder)) as new:
-            base.save_pretrained(new, **({"state_dict": _halved(base)} if half else {}))
-            inputs = {}
-            for name, part in parts.items():
-                if part is not None:
-                    (new / name).mkdir()
-                    part.save(new / name)
-                    inputs[name] = read_manifest(new / name, name).fingerprint
-                    if not complete and inputs[name] == _fingerprint_of_shipped(name):
-                        shutil.rmtree(new / name)
-            weights = {path.name: path for path in sorted(new.glob("*.safetensors"))}
-            settings = {"limits": dataclasses.asdict(self.limits), "weights": weights}
-            return write_manifest(new, "speechlm", settings, inputs)
+        setattr(self.model.config, RECORD, self._record())
+        parts = Parts(self.model, self.vocabulary, self.codebook, self.vocoder)
+        settings = {"limits": dataclasses.asdict(self.limits)}
+        return write_folder(Path(folder), parts, settings, half=half, complete=complete)
 
     @classmethod
     def load(cls, folder: str | Path, device: str = "cpu") -> SpeechLM:
@@ -151,30 +135,20 @@ class SpeechLM:
             device: where model and vocoder compute, in single precision.
 
         Raises:
-            UserError: it is not such a folder or damaged, or a part in it is not the one the model was made with.
+            UserError: it is not such a folder, or damaged, or a part in it is not the one the model was made with.
         """
-        folder = Path(folder)
-        manifest = read_manifest(folder, "speechlm")
+        parts, settings = read_folder(Path(folder), device)
         try:
-            limits = Limits(**manifest.settings["limits"])
-            found = {name: _part(folder, name, wanted) for name, wanted in manifest.inputs.items()}
-            vocabulary, codebook = load_vocabulary(found["vocabulary"]), Codebook.load(found["codebook"])
+            limits = Limits(**settings["limits"])
         except (KeyError, TypeError) as error:
-            raise UserError(f"{folder}: damaged manifest ({error})") from error
-        vocoder = Vocoder.load(found["vocoder"], device) if "vocoder" in found else None
-        try:
-            model = load_pretrained(folder, dtype=torch.float32)
-        except UserError:
-            raise
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            raise UserError(f"{folder}: damaged model ({str(error).strip().splitlines()[0]})") from error
-        return cls(model.to(device), vocabulary, codebook, vocoder, limits=limits)
+            raise UserError(f"{folder}: damaged manifest (limits: {error})") from error
+        return cls(parts.model, parts.vocabulary, parts.codebook, parts.vocoder, limits=limits)
 
     @overload
     def transcribe(self, audio: Audio, options: GenerationOptions | None = None) -> str: ...
     @overload
-    def transcribe(self, audio: Sequence[Audio], options: GenerationOptions | None = None) -> list[str]: ...
-    def transcribe(self, audio: Audio | Sequence[Audio], options: GenerationOptions | None = None) -> str | list[str]:
+    def transcribe(self, audio: list[Any], options: GenerationOptions | None = None) -> list[str]: ...
+    def transcribe(self, audio: Audio | list[Any], options: GenerationOptions | None = None) -> str | list[str]:
         """Write down what is said.
 
         Recordings longer than ``limits.seconds`` are cut at silences; one in which nothing is heard gives "".
@@ -204,8 +178,8 @@ class SpeechLM:
     @overload
     def speak(self, text: str, options: GenerationOptions | None = None) -> Spoken: ...
     @overload
-    def speak(self, text: Sequence[str], options: GenerationOptions | None = None) -> list[Spoken]: ...
-    def speak(self, text: str | Sequence[str], options: GenerationOptions | None = None) -> Spoken | list[Spoken]:
+    def speak(self, text: list[str], options: GenerationOptions | None = None) -> list[Spoken]: ...
+    def speak(self, text: str | list[str], options: GenerationOptions | None = None) -> Spoken | list[Spoken]:
         """Read text out; texts longer than ``limits.words`` are cut at the ends of sentences and phrases.
 
         Args:
@@ -233,10 +207,8 @@ class SpeechLM:
     @overload
     def continue_text(self, beginning: str, options: GenerationOptions | None = None) -> str: ...
     @overload
-    def continue_text(self, beginning: Sequence[str], options: GenerationOptions | None = None) -> list[str]: ...
-    def continue_text(
-        self, beginning: str | Sequence[str], options: GenerationOptions | None = None
-    ) -> str | list[str]:
+    def continue_text(self, beginning: list[str], options: GenerationOptions | None = None) -> list[str]: ...
+    def continue_text(self, beginning: str | list[str], options: GenerationOptions | None = None) -> str | list[str]:
         """Write on; returns beginning and continuation, in the form that the vocabulary gives to text.
 
         Args:
@@ -257,9 +229,9 @@ class SpeechLM:
     @overload
     def continue_speech(self, beginning: Audio, options: GenerationOptions | None = None) -> Spoken: ...
     @overload
-    def continue_speech(self, beginning: Sequence[Audio], options: GenerationOptions | None = None) -> list[Spoken]: ...
+    def continue_speech(self, beginning: list[Any], options: GenerationOptions | None = None) -> list[Spoken]: ...
     def continue_speech(
-        self, beginning: Audio | Sequence[Audio], options: GenerationOptions | None = None
+        self, beginning: Audio | list[Any], options: GenerationOptions | None = None
     ) -> Spoken | list[Spoken]:
         """Speak on; returns beginning and continuation, both in the vocoder's voice.
 
@@ -292,50 +264,31 @@ class SpeechLM:
             raise UserError("this SpeechLM has no vocoder: it cannot speak")
         return self.vocoder
 
-    def _units(self, ids: Sequence[int]) -> np.ndarray:
-        """Units of generated ids; repeats can still stand where two pieces meet."""
-        units = np.asarray(self.vocabulary.decode_units(ids), np.int64)
-        return merge_repeats(units)[0] if self.vocabulary.deduplicate else units
+    def _units(self, ids: Sequence[int]) -> list[int]:
+        """Units of generated ids; where two pieces meet, a repeat may still have to be merged."""
+        units = self.vocabulary.decode_units(ids)
+        return merge_repeats(units)[0].tolist() if self.vocabulary.deduplicate else units
 
-    def _timed(self, vocoder: Vocoder, heard: np.ndarray, more: np.ndarray) -> np.ndarray:
+    def _timed(self, vocoder: Vocoder, heard: np.ndarray, more: list[int]) -> list[int]:
         """One unit per frame: what was heard as it was, then what was made, its durations predicted if merged."""
         if not self.vocabulary.deduplicate:
-            return np.concatenate([heard, more])
-        merged, known = merge_repeats(heard)
-        whole = merge_repeats(np.concatenate([merged, more]))[0]
-        durations = vocoder.durations([whole])[0]
+            return [*heard.tolist(), *more]
+        known = merge_repeats(heard)[1]
+        whole = merge_repeats([*heard.tolist(), *more])[0]
+        durations = vocoder.durations([whole.tolist()])[0]
         durations[: len(known)] = known
-        return np.repeat(whole, durations)
+        return np.repeat(whole, durations).tolist()
 
     def _phrases(self, text: str) -> list[str]:
-        """Cut a text into parts that the model can say at once."""
-        if not self.vocabulary.write_text(text):
-            raise UserError(f"text {text[:40]!r}: there is nothing in it that can be said")
+        """Cut a text into what the model can say at once; half of the positions are left for the units."""
         room = self.model.config.max_position_embeddings // 2
-        done: list[str] = []
-        waiting = [text.split()]
-        while waiting:
-            words = waiting.pop()
-            part = " ".join(words)
-            fits = len(words) <= self.limits.words and len(prompt(TASKS["tts"], self.vocabulary, part)) <= room
-            if fits or len(words) == 1:
-                done += [part] if self.vocabulary.write_text(part) else []
-            else:
-                cut = _best_cut(words)
-                waiting += [words[cut:], words[:cut]]
-        return done
-
-
-def _best_cut(words: Sequence[str]) -> int:
-    """Say before which word to cut: behind a sentence rather than a phrase, and near the middle."""
-    middle, reach = len(words) / 2, len(words) / 3
-
-    def rank(cut: int) -> tuple[bool, int, float]:
-        ending = next(i for i, pattern in enumerate(_ENDINGS) if pattern.search(words[cut - 1]))
-        away = abs(cut - middle)
-        return away > reach, ending, away
-
-    return min(range(1, len(words)), key=rank)
+        phrases = split_text(
+            text, self.limits.words, lambda phrase: len(prompt(TASKS["tts"], self.vocabulary, phrase)) <= room
+        )
+        said = [phrase for phrase in phrases if self.vocabulary.write_text(phrase)]
+        if not said:
+            raise UserError(f"text {text[:40]!r}: there is nothing in it that can be said")
+        return said
 
 
 def _several(given: Any) -> tuple[list[Any], bool]:
@@ -345,27 +298,3 @@ def _several(given: Any) -> tuple[list[Any], bool]:
 
 def _waveform(audio: Audio) -> np.ndarray:
     return check_waveform(audio) if isinstance(audio, np.ndarray) else load_audio(audio)
-
-
-def _halved(model: Any) -> dict[str, torch.Tensor]:
-    """Halve every weight once, so that tied ones stay tied."""
-    once: dict[int, torch.Tensor] = {}
-    state = model.state_dict()
-    return {
-        key: once.setdefault(tensor.data_ptr(), tensor.half()) if tensor.is_floating_point() else tensor
-        for key, tensor in state.items()
-    }
-
-
-def _part(folder: Path, name: str, wanted: str) -> Path:
-    """Find a part in a SpeechLM's folder or among the shipped ones."""
-    path = folder / name if (folder / name).is_dir() else shipped(name)
-    require_match(f"{folder}: the model (its {name})", wanted, read_manifest(path, name).fingerprint)
-    return path
-
-
-def _fingerprint_of_shipped(name: str) -> str | None:
-    try:
-        return read_manifest(shipped(name), name).fingerprint
-    except UserError:
-        return None

@@ -66,6 +66,12 @@ def normalise_text(text: str, how: Normalisation) -> str:
     return " ".join(text.split())
 
 
+def _checked_units(units: int) -> int:
+    if not 1 <= units <= MAXIMUM_UNITS:
+        raise UserError(f"units: {units} (expected 1 to {MAXIMUM_UNITS})")
+    return units
+
+
 class Vocabulary(ABC):
     """Ids of control, text and speech pieces.
 
@@ -85,9 +91,7 @@ class Vocabulary(ABC):
     modality: np.ndarray
 
     def __init__(self, units: int, *, deduplicate: bool, normalisation: Normalisation) -> None:
-        if not 1 <= units <= MAXIMUM_UNITS:
-            raise UserError(f"units: {units} (expected 1 to {MAXIMUM_UNITS})")
-        self.units = units
+        self.units = _checked_units(units)
         self.deduplicate = deduplicate
         self.normalisation: Normalisation = normalisation
 
@@ -214,7 +218,7 @@ class JointVocabulary(Vocabulary):
                 add_dummy_prefix=False,
                 remove_extra_whitespaces=False,
                 user_defined_symbols=list(CONTROLS),
-                required_chars=unit_characters(range(units)),
+                required_chars=unit_characters(range(_checked_units(units))),
                 pad_id=0,
                 pad_piece="<blank>",
                 unk_id=1,
@@ -370,9 +374,9 @@ def load_vocabulary(folder: Path) -> Vocabulary:
     """
     manifest = read_manifest(folder, "vocabulary")
     settings = manifest.settings
-    common = {key: settings[key] for key in ("units", "deduplicate", "normalisation")}
     vocabulary: Vocabulary
     try:
+        common = {key: settings[key] for key in ("units", "deduplicate", "normalisation")}
         if settings["mode"] == "joint":
             vocabulary = JointVocabulary((folder / "joint.model").read_bytes(), **common)
         else:
@@ -380,8 +384,8 @@ def load_vocabulary(folder: Path) -> Vocabulary:
 
             tokenizer = AutoTokenizer.from_pretrained(folder / "text")
             vocabulary = ExtendedVocabulary(tokenizer, (folder / "speech.model").read_bytes(), **common)
-    except OSError as error:
-        raise UserError(f"{folder}: incomplete vocabulary ({error})") from error
-    if vocabulary.fingerprint != manifest.inputs["pieces"]:
+    except (OSError, RuntimeError, KeyError) as error:
+        raise UserError(f"{folder}: damaged vocabulary ({str(error).splitlines()[0]})") from error
+    if vocabulary.fingerprint != manifest.inputs.get("pieces"):
         raise UserError(f"{folder}: the vocabulary's files were changed after it was saved")
     return vocabulary

@@ -1,0 +1,68 @@
+"""SpARQ: one language model that listens, speaks and writes, and stays accurate when adapted cheaply and quantised.
+
+What is named here is loaded when it is first used, so that ``import sparq`` takes no time.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from sparq.errors import SparqError, UserError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from sparq.attention import install as install_attention
+    from sparq.evaluation import outliers
+    from sparq.language.generation import GenerationOptions
+    from sparq.language.speech_lm import SpeechLM
+    from sparq.quantization import QuantizationConfig, quantize
+
+__all__ = [
+    "GenerationOptions",
+    "QuantizationConfig",
+    "SparqError",
+    "SpeechLM",
+    "UserError",
+    "install_attention",
+    "load",
+    "outliers",
+    "quantize",
+]
+
+_WHERE = {
+    "GenerationOptions": ("sparq.language.generation", "GenerationOptions"),
+    "QuantizationConfig": ("sparq.quantization", "QuantizationConfig"),
+    "SpeechLM": ("sparq.language.speech_lm", "SpeechLM"),
+    "install_attention": ("sparq.attention", "install"),
+    "outliers": ("sparq.evaluation", "outliers"),
+    "quantize": ("sparq.quantization", "quantize"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'sparq' has no attribute {name!r}")
+    module, attribute = _WHERE[name]
+    return getattr(importlib.import_module(module), attribute)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
+def load(folder: str | Path | None = None, device: str = "cpu") -> SpeechLM:
+    """Load a SpeechLM.
+
+    Args:
+        folder: what ``SpeechLM.save`` or a run wrote; None for the model that ships with SpARQ.
+        device: where it computes, in single precision.
+
+    Raises:
+        UserError: it is not such a folder, or it is damaged.
+    """
+    from sparq.assets import shipped
+    from sparq.language.speech_lm import SpeechLM
+
+    return SpeechLM.load(shipped("speechlm-max") if folder is None else folder, device)

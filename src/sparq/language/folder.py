@@ -1,0 +1,158 @@
+"""How a SpeechLM lies on disk.
+
+The folder is a transformers model (``from_pretrained`` reads it) plus ``sparq.json`` and the folders ``vocabulary``,
+``codebook`` and ``vocoder``. ``sparq.json`` carries the fingerprints of all of them and of the weights, so that nothing
+in the folder can be exchanged for what was not made with the rest. A part that ships with SpARQ may be left out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers.utils import logging as transformers_logging
+
+import sparq.quantization  # noqa: F401 - makes transformers know the simulated models that it reads
+from sparq.artifacts import Manifest, fingerprint, new_folder, read_manifest, require_match, write_manifest
+from sparq.assets import shipped
+from sparq.attention import installed, load_pretrained
+from sparq.errors import UserError
+from sparq.language.vocabulary import Vocabulary, load_vocabulary
+from sparq.speech.units import Codebook
+from sparq.speech.vocoder import Vocoder
+
+KIND = "speechlm"
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """What a SpeechLM is made of.
+
+    Attributes:
+        model: the transformers causal LM.
+        vocabulary: what its ids mean.
+        codebook: what its units mean.
+        vocoder: what speaks its units, or None.
+    """
+
+    model: Any
+    vocabulary: Vocabulary
+    codebook: Codebook
+    vocoder: Vocoder | None
+
+
+def write_folder(
+    folder: Path, parts: Parts, settings: Mapping[str, Any], *, half: bool = False, complete: bool = True
+) -> Manifest:
+    """Write the folder, whole or not at all.
+
+    Args:
+        folder: its name; an older folder of that name is replaced.
+        parts: what goes into it.
+        settings: further settings, which come back from :func:`read_folder`.
+        half: write the model's weights in half precision.
+        complete: write every part; otherwise those that ship with SpARQ are left out.
+
+    Raises:
+        UserError: the model carries adapters that are not merged.
+    """
+    model = parts.model
+    if hasattr(model, "peft_config"):
+        raise UserError(f"{folder}: the model carries adapters; merge them before it is saved")
+    quantization = getattr(model.config, "quantization_config", None)
+    attention = installed(model)
+    inputs = {}
+    with new_folder(folder) as new:
+        with _no_progress_bars():
+            model.save_pretrained(new, state_dict=_halved(model) if half else None)
+        for name in ("vocabulary", "codebook", "vocoder"):
+            part: Any = getattr(parts, name)
+            if part is not None:
+                (new / name).mkdir()
+                part.save(new / name)
+                inputs[name] = read_manifest(new / name, name).fingerprint
+                if not complete and inputs[name] == _fingerprint_of_shipped(name):
+                    shutil.rmtree(new / name)
+        told = {
+            "attention": attention and dataclasses.asdict(attention),
+            "quantization": quantization and quantization.to_dict(),
+            "weights": _hash_of_weights(new),
+        }
+        return write_manifest(new, KIND, {**settings, **told}, inputs)
+
+
+def read_folder(folder: Path, device: str = "cpu") -> tuple[Parts, Mapping[str, Any]]:
+    """Read what :func:`write_folder` wrote, with attention and simulated quantisation put back.
+
+    Args:
+        folder: the folder.
+        device: where model and vocoder compute, in single precision.
+
+    Returns:
+        The parts, and the settings.
+
+    Raises:
+        UserError: it is not such a folder, or damaged, or something in it was exchanged.
+    """
+    manifest = read_manifest(folder, KIND)
+    found = {name: _part(folder, name, wanted) for name, wanted in manifest.inputs.items()}
+    try:
+        vocabulary, codebook = load_vocabulary(found["vocabulary"]), Codebook.load(found["codebook"])
+        weights = manifest.settings["weights"]
+    except KeyError as error:
+        raise UserError(f"{folder}: damaged manifest (it does not name {error})") from error
+    vocoder = Vocoder.load(found["vocoder"], device) if "vocoder" in found else None
+    require_match(f"{folder}: the manifest (its weights)", weights, _hash_of_weights(folder))
+    try:
+        with _no_progress_bars():
+            model = load_pretrained(folder, dtype=torch.float32)
+    except UserError:
+        raise
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"{folder}: damaged model ({str(error).strip().splitlines()[0]})") from error
+    return Parts(model.to(device), vocabulary, codebook, vocoder), manifest.settings
+
+
+def _part(folder: Path, name: str, wanted: str) -> Path:
+    """Find a part in the folder or among the shipped ones."""
+    path = folder / name if (folder / name).is_dir() else shipped(name)
+    require_match(f"{folder}: the model (its {name})", wanted, read_manifest(path, name).fingerprint)
+    return path
+
+
+def _fingerprint_of_shipped(name: str) -> str | None:
+    try:
+        return read_manifest(shipped(name), name).fingerprint
+    except UserError:
+        return None
+
+
+def _hash_of_weights(folder: Path) -> str:
+    return fingerprint({path.name: path for path in folder.glob("*.safetensors")})
+
+
+def _halved(model: Any) -> dict[str, torch.Tensor]:
+    """Halve every weight once, so that tied ones stay tied."""
+    once: dict[int, torch.Tensor] = {}
+    return {
+        key: once.setdefault(tensor.data_ptr(), tensor.half()) if tensor.is_floating_point() else tensor
+        for key, tensor in model.state_dict().items()
+    }
+
+
+@contextlib.contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    """Keep transformers from drawing bars for files that are read in a moment."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()

@@ -1,0 +1,451 @@
+"""A SpeechLM put together, saved, loaded, and heard; its parts are real but tiny and untrained."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from sparq.artifacts import ArtifactMismatchError, read_manifest
+from sparq.attention import install, installed
+from sparq.errors import UserError
+from sparq.language import speech_lm
+from sparq.language.generation import GenerationOptions, generate
+from sparq.language.speech_lm import Limits, SpeechLM
+from sparq.language.tasks import TASKS, continuation_prompt, prompt
+from sparq.language.vocabulary import Modality
+from sparq.quantization import QuantizationConfig, quantize
+from sparq.speech.audio import save_audio
+from sparq.speech.duration import DurationPredictor
+from sparq.speech.encoder import Encoder
+from sparq.speech.segmentation import split_at_silences
+from sparq.speech.units import Codebook, UnitExtractor, merge_repeats
+from sparq.speech.vocoder import UnitGenerator, Vocoder, VocoderConfig
+
+UNITS = 12
+RATE = 16000
+SHORT = GenerationOptions(max_pieces=8)
+
+
+class Loudness(Encoder):
+    """An encoder small enough for a test: the logarithms of power and of zero crossings of every frame."""
+
+    def __init__(self) -> None:
+        super().__init__("loudness", 0, 384, 384, 2, "no weights", 28.8)
+
+    def _forward(self, batch):
+        frames = batch[:, : batch.shape[1] // 384 * 384].reshape(len(batch), -1, 384)
+        crossings = (np.diff(np.sign(frames), axis=-1) != 0).mean(-1)
+        return np.log(np.stack([np.square(frames).mean(-1), crossings], -1) + 1e-3).astype(np.float32)
+
+
+def codebook_of(seed=0, size=UNITS):
+    centroids = np.random.default_rng(seed).uniform(-6, 0, (size, 2)).astype(np.float32)
+    return Codebook(centroids, Loudness().fingerprint, "loudness", 0)
+
+
+def sound(seconds, seed=0):
+    random = np.random.default_rng(seed)
+    steps = np.repeat(random.uniform(0.01, 0.3, int(seconds * 10)), RATE // 10)
+    return (steps * np.sin(np.cumsum(np.repeat(random.uniform(0.05, 2, len(steps) // 1600), 1600)))).astype(np.float32)
+
+
+@pytest.fixture(autouse=True)
+def small_encoder(monkeypatch):
+    monkeypatch.setattr(speech_lm, "load_encoder", lambda *_: Loudness())
+
+
+@pytest.fixture(scope="module")
+def codebook():
+    return codebook_of()
+
+
+@pytest.fixture(scope="module")
+def vocoder(codebook, tmp_path_factory):
+    torch.manual_seed(0)
+    config = VocoderConfig.preset("small", units=UNITS, channels=16, embedding=8)
+    folder = tmp_path_factory.mktemp("parts") / "vocoder"
+    Vocoder(UnitGenerator(config), DurationPredictor(UNITS), codebook.fingerprint).save(folder)
+    return Vocoder.load(folder)  # its weights are now numbers that half precision can hold
+
+
+@pytest.fixture
+def make(make_tiny, joint_vocabulary, codebook, vocoder):
+    def made(kind="llama", vocabulary=joint_vocabulary, sink="max", limits=None, **more):
+        model = make_tiny(kind, vocabulary, dtype=torch.float32, **{"positions": 512, **more})
+        return SpeechLM(install(model, sink), vocabulary, codebook, vocoder, limits=limits)
+
+    return made
+
+
+@pytest.fixture
+def lm(make):
+    return make()
+
+
+@torch.no_grad()
+def logits(lm):
+    return lm.model(input_ids=torch.arange(6, 26)[None] % 90).logits
+
+
+# ---- saving and loading
+
+
+@pytest.mark.parametrize("mode", ["joint", "extend"])
+@pytest.mark.parametrize("sink", ["none", "max", "learned"])
+def test_saved_and_loaded(make, request, mode, sink, tmp_path):
+    vocabulary = request.getfixturevalue({"joint": "joint_vocabulary", "extend": "extended_vocabulary"}[mode])
+    lm = make(vocabulary=vocabulary, sink=sink, limits=Limits(5.0, 9))
+    if sink == "learned":
+        for name, parameter in lm.model.named_parameters():
+            if "sink_logit" in name:
+                torch.nn.init.constant_(parameter, 1.5)
+    manifest = lm.save(tmp_path / "lm")
+    loaded = SpeechLM.load(tmp_path / "lm")
+    torch.testing.assert_close(logits(loaded), logits(lm), rtol=0, atol=0)
+    assert installed(loaded.model) == installed(lm.model)
+    assert loaded.limits == lm.limits
+    assert not loaded.model.training
+    assert loaded.vocabulary.fingerprint == vocabulary.fingerprint
+    assert loaded.codebook.fingerprint == lm.codebook.fingerprint
+    assert manifest.inputs == {
+        name: read_manifest(tmp_path / "lm" / name, name).fingerprint for name in ("vocabulary", "codebook", "vocoder")
+    }
+    wave, rate = loaded.speak("the sea", SHORT)
+    np.testing.assert_allclose(wave, lm.speak("the sea", SHORT)[0], atol=1e-6)
+    again = loaded.save(tmp_path / "again")
+    assert again.fingerprint == manifest.fingerprint
+    assert rate == RATE
+
+
+def test_the_folder_is_an_ordinary_transformers_model(lm, tmp_path):
+    lm.save(tmp_path / "lm", half=True)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "lm", dtype=torch.float32)
+    assert model.config.vocab_size == lm.vocabulary.size
+
+
+def test_simulated_quantisation_comes_back(make, tmp_path):
+    lm = make()
+    before = logits(lm)
+    quantize(lm.model, QuantizationConfig(method="round", weight_bits=4, activation_bits=4))
+    lm.save(tmp_path / "lm")
+    loaded = SpeechLM.load(tmp_path / "lm")
+    assert not torch.allclose(logits(lm), before, atol=1e-2)
+    torch.testing.assert_close(logits(loaded), logits(lm), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_half_precision_on_disk_single_in_memory(make, tied, tmp_path):
+    lm = make(tie_word_embeddings=tied, sink="learned")
+    lm.save(tmp_path / "full")
+    lm.save(tmp_path / "half", half=True)
+    stored = load_file(tmp_path / "half" / "model.safetensors")
+    assert {tensor.dtype for tensor in stored.values()} == {torch.float16}
+    assert ("lm_head.weight" in stored) is not tied
+    full, half = (tmp_path / name / "model.safetensors" for name in ("full", "half"))
+    assert half.stat().st_size < 0.6 * full.stat().st_size
+    loaded = SpeechLM.load(tmp_path / "half")
+    assert {parameter.dtype for parameter in loaded.model.parameters()} == {torch.float32}
+    for name, weight in lm.model.state_dict().items():
+        torch.testing.assert_close(loaded.model.state_dict()[name], weight.half().float(), rtol=0, atol=0)
+    assert lm.model.dtype == torch.float32
+
+
+def test_parts_that_ship_can_be_left_out(lm, codebook, tmp_path, monkeypatch):
+    shipped = tmp_path / "weights"
+    lm.save(shipped / "whole")
+    for name in ("codebook", "vocoder"):
+        shutil.move(shipped / "whole" / name, shipped / name)
+
+    def find(name):
+        if not (shipped / name).is_dir():
+            raise UserError(f"{name}: missing from this installation")
+        return shipped / name
+
+    monkeypatch.setattr("sparq.language.folder.shipped", find)
+    lm.save(tmp_path / "light", complete=False)
+    assert sorted(path.name for path in (tmp_path / "light").iterdir() if path.is_dir()) == ["vocabulary"]
+    torch.testing.assert_close(logits(SpeechLM.load(tmp_path / "light")), logits(lm), rtol=0, atol=0)
+    lm.save(tmp_path / "complete")
+    assert (tmp_path / "complete" / "codebook").is_dir()
+    shutil.rmtree(shipped / "codebook")
+    codebook_of(seed=5).save(shipped / "codebook")
+    with pytest.raises(ArtifactMismatchError, match=r"light: the model \(its codebook\)"):
+        SpeechLM.load(tmp_path / "light")
+
+
+def test_a_failed_save_leaves_what_was_there(lm, tmp_path, monkeypatch):
+    lm.save(tmp_path / "lm")
+    monkeypatch.setattr(Vocoder, "save", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        lm.save(tmp_path / "lm")
+    assert [path.name for path in tmp_path.iterdir()] == ["lm"]
+    SpeechLM.load(tmp_path / "lm")
+
+
+def test_adapters_must_be_merged(make, tmp_path):
+    lm = make()
+    adapted = get_peft_model(lm.model, LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    unmerged = SpeechLM(adapted, lm.vocabulary, lm.codebook, lm.vocoder)
+    text = unmerged.continue_text("the train", SHORT)
+    with pytest.raises(UserError, match="merge them"):
+        unmerged.save(tmp_path / "lm")
+    assert not list(tmp_path.iterdir())
+    merged = SpeechLM(adapted.merge_and_unload(), lm.vocabulary, lm.codebook, lm.vocoder)
+    merged.save(tmp_path / "lm")
+    assert SpeechLM.load(tmp_path / "lm").continue_text("the train", SHORT) == text
+
+
+# ---- parts that do not belong together
+
+
+def test_parts_of_others_are_refused(make_tiny, joint_vocabulary, make_joint, codebook, vocoder):
+    model = make_tiny("llama", joint_vocabulary)
+    with pytest.raises(ArtifactMismatchError, match=f"vocoder.*{vocoder.codebook}.*{codebook_of(1).fingerprint}"):
+        SpeechLM(model, joint_vocabulary, codebook_of(1), vocoder)
+    with pytest.raises(UserError, match="vocabulary writes 12 units, but the codebook has 7"):
+        SpeechLM(model, joint_vocabulary, codebook_of(size=7))
+    with pytest.raises(ArtifactMismatchError, match="unit extractor"):
+        SpeechLM(model, joint_vocabulary, codebook, extractor=UnitExtractor(Loudness(), codebook_of(1)))
+    small = make_tiny("llama", joint_vocabulary)
+    small.resize_token_embeddings(50)
+    with pytest.raises(UserError, match="50 embeddings, but its vocabulary 110 pieces"):
+        SpeechLM(small, joint_vocabulary, codebook)
+
+
+def test_a_model_remembers_its_vocabulary_and_codebook(lm, make_joint, tmp_path):
+    lm.save(tmp_path / "lm")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "lm")
+    other = make_joint(normalisation="lower")
+    with pytest.raises(
+        ArtifactMismatchError, match=f"its vocabulary.*{lm.vocabulary.fingerprint}.*{other.fingerprint}"
+    ):
+        SpeechLM(model, other, lm.codebook)
+    with pytest.raises(ArtifactMismatchError, match=r"the model \(its codebook\)"):
+        SpeechLM(model, lm.vocabulary, codebook_of(1))
+    SpeechLM(model, lm.vocabulary, lm.codebook)
+
+
+@pytest.mark.parametrize("part", ["vocabulary", "codebook", "vocoder"])
+def test_swapped_folders_are_refused(lm, make_joint, part, tmp_path):
+    lm.save(tmp_path / "lm")
+    wanted = read_manifest(tmp_path / "lm" / part, part).fingerprint
+    shutil.rmtree(tmp_path / "lm" / part)
+    (tmp_path / "lm" / part).mkdir()
+    other = {"vocabulary": make_joint(normalisation="none"), "codebook": codebook_of(1)}
+    other["vocoder"] = Vocoder(lm.vocoder._generator, DurationPredictor(UNITS), lm.codebook.fingerprint)
+    other[part].save(tmp_path / "lm" / part)
+    given = read_manifest(tmp_path / "lm" / part, part).fingerprint
+    with pytest.raises(ArtifactMismatchError, match=rf"lm: the model \(its {part}\).*{wanted}.*{given}"):
+        SpeechLM.load(tmp_path / "lm")
+    shutil.rmtree(tmp_path / "lm" / part)
+    with pytest.raises(UserError, match=part):
+        SpeechLM.load(tmp_path / "lm")
+
+
+def test_weights_of_another_model_are_refused(make, tmp_path):
+    make().save(tmp_path / "lm")
+    weights = tmp_path / "lm" / "model.safetensors"
+    state = load_file(weights)
+    save_file({name: tensor + 1 for name, tensor in state.items()}, weights, {"format": "pt"})
+    with pytest.raises(ArtifactMismatchError, match=r"the manifest \(its weights\)"):
+        SpeechLM.load(tmp_path / "lm")
+
+
+def test_damaged_folders(lm, tmp_path):
+    folder = tmp_path / "lm"
+    lm.save(folder)
+    with pytest.raises(UserError, match="not a SpARQ speechlm folder"):
+        SpeechLM.load(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="holds a codebook, expected a speechlm"):
+        SpeechLM.load(folder / "codebook")
+    config, manifest = folder / "config.json", folder / "sparq.json"
+    whole, said = config.read_text(), manifest.read_text()
+    config.write_text(whole[:50])
+    with pytest.raises(UserError, match="lm: damaged model") as caught:
+        SpeechLM.load(folder)
+    assert "\n" not in str(caught.value)
+    config.write_text(whole)
+    changed = json.loads(said)
+    del changed["settings"]["limits"]
+    manifest.write_text(json.dumps(changed))
+    with pytest.raises(UserError, match="damaged manifest"):
+        SpeechLM.load(folder)
+    manifest.write_text(said)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(UserError, match="lm: "):
+        SpeechLM.load(folder)
+
+
+# ---- listening
+
+
+def test_transcription_is_asr_of_the_units(lm, tmp_path):
+    wave = sound(3)
+    (piece,) = split_at_silences(wave, 9)
+    (units,) = UnitExtractor(Loudness(), lm.codebook).extract([piece])
+    ids = generate(lm.model, lm.vocabulary, [prompt(TASKS["asr"], lm.vocabulary, units)], Modality.TEXT, SHORT)[0]
+    expected = lm.vocabulary.decode_text(ids)
+    assert expected
+    assert lm.transcribe(wave, SHORT) == expected
+    save_audio(tmp_path / "a.flac", wave)
+    for path in (tmp_path / "a.flac", str(tmp_path / "a.flac")):
+        assert lm.transcribe(path, SHORT) == expected
+    with (tmp_path / "a.flac").open("rb") as file:
+        assert lm.transcribe(file, SHORT) == expected
+
+
+def test_many_recordings_are_transcribed_as_one_by_one(lm):
+    waves = [sound(seconds, seed) for seed, seconds in enumerate((2, 5, 1, 3))]
+    texts = lm.transcribe(waves, SHORT)
+    assert texts == [lm.transcribe(wave, SHORT) for wave in waves]
+    assert len(set(texts)) > 1
+    assert lm.transcribe([], SHORT) == []
+
+
+def test_long_recordings_are_cut_and_joined(make):
+    lm = make(limits=Limits(seconds=4))
+    parts = [sound(3, seed=seed) for seed in range(4)]
+    pause = np.zeros(RATE, np.float32)
+    whole = np.concatenate([x for part in parts for x in (part, pause)])
+    pieces = split_at_silences(whole, 4)
+    assert len(pieces) == 4
+    assert lm.transcribe(whole, SHORT) == " ".join(lm.transcribe(piece, SHORT) for piece in pieces)
+
+
+def test_what_a_model_hears_fits_its_positions(make, monkeypatch):
+    lm = make("gpt2", positions=128, limits=Limits(seconds=30))
+    heard = []
+    monkeypatch.setattr(speech_lm, "generate", lambda *a: heard.extend(a[2]) or [[] for _ in a[2]])
+    lm.transcribe(sound(20))
+    assert len(heard) > 1
+    assert all(len(ids) <= 128 // 2 + 2 for ids in heard)
+
+
+@pytest.mark.parametrize("nothing", [np.zeros(RATE * 2), np.zeros(3), np.full(100, 0.5)])
+def test_silence_and_what_is_too_short_say_nothing(lm, nothing):
+    assert lm.transcribe(nothing.astype(np.float32)) == ""
+    text = lm.transcribe([sound(1), nothing.astype(np.float32), sound(2)], SHORT)
+    assert [bool(one) for one in text] == [True, False, True]
+
+
+def test_recordings_that_cannot_be_read(lm, tmp_path):
+    with pytest.raises(UserError, match=r"nothing\.wav: no such file"):
+        lm.transcribe(tmp_path / "nothing.wav")
+    with pytest.raises(UserError, match="not a finite number"):
+        lm.transcribe(np.array([0.0, np.nan], np.float32))
+
+
+# ---- speaking
+
+
+def test_speech_is_the_vocoder_on_tts(lm):
+    ids = generate(lm.model, lm.vocabulary, [prompt(TASKS["tts"], lm.vocabulary, "The sea")], Modality.SPEECH, SHORT)[0]
+    units = merge_repeats(lm.vocabulary.decode_units(ids))[0].tolist()
+    wave, rate = lm.speak("The sea!", SHORT)
+    np.testing.assert_array_equal(wave, lm.vocoder.synthesize([units], merged=True)[0])
+    assert rate == RATE
+    assert wave.dtype == np.float32
+
+
+def test_many_texts_are_spoken_as_one_by_one(lm):
+    texts = ["the sea", "what time is it", "she"]
+    for (wave, _), text in zip(lm.speak(texts, SHORT), texts, strict=True):
+        np.testing.assert_allclose(wave, lm.speak(text, SHORT)[0], atol=1e-3)
+
+
+def test_long_texts_are_cut_and_joined(make):
+    lm = make(limits=Limits(words=4))
+    wave, _ = lm.speak("what time is it? the sea, the sea.", SHORT)
+    parts = [lm.speak(part, SHORT)[0] for part in ("what time is it?", "the sea, the sea.")]
+    np.testing.assert_allclose(wave, np.concatenate([parts[0], np.zeros(3200), parts[1]]), atol=1e-3)
+
+
+def test_units_with_repeats_are_one_frame_each(make, repeating_vocabulary):
+    lm = make(vocabulary=repeating_vocabulary)
+    ids = generate(lm.model, lm.vocabulary, [prompt(TASKS["tts"], lm.vocabulary, "sea")], Modality.SPEECH, SHORT)[0]
+    assert len(lm.speak("sea", SHORT)[0]) == len(lm.vocabulary.decode_units(ids)) * 384
+
+
+def test_what_cannot_be_said(lm, joint_vocabulary):
+    for text in ("", "  ", "!!! ..."):
+        with pytest.raises(UserError, match="nothing in it that can be said"):
+            lm.speak(text)
+    with pytest.raises(UserError, match="stands for a speech unit"):
+        lm.speak("the 一 sea")
+    mute = SpeechLM(lm.model, joint_vocabulary, lm.codebook)
+    for call in (lambda: mute.speak("a"), lambda: mute.continue_speech(sound(1))):
+        with pytest.raises(UserError, match="has no vocoder"):
+            call()
+
+
+def test_without_a_vocoder_it_still_listens(lm, joint_vocabulary, tmp_path):
+    SpeechLM(lm.model, joint_vocabulary, lm.codebook).save(tmp_path / "mute")
+    mute = SpeechLM.load(tmp_path / "mute")
+    assert mute.vocoder is None
+    assert mute.transcribe(sound(2), SHORT) == lm.transcribe(sound(2), SHORT)
+
+
+# ---- going on
+
+
+def test_text_goes_on(make, vocabulary):
+    lm = make(vocabulary=vocabulary)
+    task = TASKS["textlm"]
+    ids = generate(lm.model, vocabulary, [continuation_prompt(task, vocabulary, "the train")], Modality.TEXT, SHORT)[0]
+    text = lm.continue_text("the train", SHORT)
+    assert text == vocabulary.decode_text([*vocabulary.encode_text("the train"), *ids])
+    assert text.startswith("the train")
+    assert len(text) > len("the train")
+    sampled = GenerationOptions(method="sample", max_pieces=8)
+    assert lm.continue_text(["the train", "she"], sampled)[0] == lm.continue_text("the train", sampled)
+    assert isinstance(lm.continue_text("", SHORT), str)
+
+
+@pytest.mark.parametrize("merge", [True, False])
+def test_speech_goes_on(make, joint_vocabulary, repeating_vocabulary, merge):
+    vocabulary = joint_vocabulary if merge else repeating_vocabulary
+    lm = make(vocabulary=vocabulary)
+    wave = sound(2)
+    (heard,) = UnitExtractor(Loudness(), lm.codebook).extract([wave])
+    spoken = []
+    synthesize = lm.vocoder.synthesize
+    lm.vocoder.synthesize = lambda units, **how: spoken.append((units, how)) or synthesize(units, **how)
+    try:
+        made, rate = lm.continue_speech(wave, SHORT)
+    finally:
+        del lm.vocoder.synthesize
+    ((units,), how) = spoken[0]
+    assert how == {"merged": False}
+    assert units[: len(heard)] == heard.tolist(), "what was heard keeps its timing"
+    assert len(units) > len(heard)
+    assert len(made) == len(units) * 384
+    assert rate == RATE
+
+
+def test_speech_that_cannot_go_on(make):
+    lm = make(positions=64)
+    with pytest.raises(UserError, match="recording 1: too short"):
+        lm.continue_speech([sound(1), np.zeros(5, np.float32)])
+    with pytest.raises(UserError, match="only 64 positions"):
+        lm.continue_speech(sound(20))
+
+
+@pytest.mark.parametrize(("limits", "message"), [((1.0, 5), "limits.seconds: 1.0"), ((9.0, 0), "limits.words: 0")])
+def test_impossible_limits(limits, message):
+    with pytest.raises(UserError, match=message):
+        Limits(*limits)
+
+
+def test_loading_draws_no_progress_bars(lm, tmp_path: Path, capfd):
+    lm.save(tmp_path / "lm")
+    SpeechLM.load(tmp_path / "lm")
+    out, err = capfd.readouterr()
+    assert not out + err
