@@ -99,7 +99,9 @@ class SourceConfig:
         if not self.speeds:
             raise UserError("speeds: [] (expected at least one speed)")
         if self.phrases and self.kind == "audio":
-            raise UserError(f"phrases: {self.phrases} (expected 0 for audio: phrases are cut out of text that is voiced)")
+            raise UserError(
+                f"phrases: {self.phrases} (expected 0 for audio: phrases are cut out of text that is voiced)"
+            )
         if self.limit is not None and self.held_out > self.limit:
             raise UserError(f"held_out: {self.held_out} (expected at most the limit, which is {self.limit})")
 

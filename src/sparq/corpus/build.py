@@ -1,0 +1,190 @@
+"""Building a corpus on one machine: codebook, then shards, in several processes; what was killed goes on.
+
+Everything that stands for finished work is a file written whole: features of the utterances that the codebook is
+fitted on, the codebook, each shard. A second start makes only what is missing. What comes out is the same for any
+number of processes, byte for byte.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from sparq.artifacts import MANIFEST, fingerprint, read_manifest, write_manifest, write_text
+from sparq.config import CorpusConfig
+from sparq.corpus.codebook import fit_on_plan, load_codebook
+from sparq.corpus.corpus import CODEBOOK, SHARDS, STATISTICS, Corpus, shard_paths
+from sparq.corpus.parts import Measured, Part, make_parts
+from sparq.corpus.plan import Plan, plan_corpus
+from sparq.corpus.shard import SKIPPED, build_shard
+from sparq.corpus.workers import Workers
+from sparq.errors import UserError
+from sparq.schema import dump
+from sparq.speech.encoder import Encoder, load_encoder
+from sparq.speech.units import Codebook, UnitExtractor
+from sparq.speech.voices import load_voice
+from sparq.stages import Stage
+
+_FEATURES, _BEGUN = "features", "begun.json"  # are there only while the work is going on
+
+
+def corpus_stage(config: CorpusConfig, name: str = "corpus", *, quiet: bool = False) -> Stage:
+    """Describe the building of a corpus as a stage, for :func:`sparq.stages.run_stage`.
+
+    Raises:
+        UserError: a source or codebook cannot be read.
+    """
+    plan = plan_corpus(config)
+    inputs = {"utterances": plan.fingerprint}
+    if config.units.name is not None:
+        inputs["codebook"] = load_codebook(config.units.name).fingerprint
+    return Stage(name, _settings(config), inputs, lambda folder: _build(config, plan, folder, quiet=quiet))
+
+
+def build_corpus(config: CorpusConfig, folder: Path, *, quiet: bool = False) -> Corpus:
+    """Build a corpus in a folder, or go on with what a killed start left there.
+
+    The statistics of the corpus are: ``utterances``, ``train``, ``held_out``, ``with_word_times``, ``with_audio``,
+    ``hours``; ``processes`` and ``hours_of_audio_per_hour``, measured over the ``measured_hours`` of audio that this
+    start made units of; ``left_out`` (reason → number of sentences that were not planned) and ``skipped`` (id and
+    reason of each utterance that was planned and could not be used).
+
+    Args:
+        config: what it is made of.
+        folder: where; made if need be.
+        quiet: without progress bars.
+
+    Raises:
+        UserError: a source, voice, encoder or codebook cannot be had, or no utterance at all can be used; then nothing
+            is left in the folder.
+    """
+    folder = Path(folder)
+    _build(config, plan_corpus(config), folder, quiet=quiet)
+    return Corpus.load(folder)
+
+
+def write_shard(codebook: Codebook, part: Part) -> tuple[Part, float]:
+    """Write a shard as Parquet, and return it with the seconds of audio in it."""
+    table = build_shard(part.items, codebook)
+    part.write(lambda path: pq.write_table(table, path, compression="zstd"))
+    return part, sum(table["seconds"].to_pylist())
+
+
+def _build(config: CorpusConfig, plan: Plan, folder: Path, *, quiet: bool) -> None:
+    for voice in sorted({item.voice for item in plan.items if item.voice}):
+        load_voice(voice)  # what is missing is said now, and not by a worker
+    encoder = load_encoder(config.encoder.name, config.encoder.layer)
+    ready = None if config.units.name is None else load_codebook(config.units.name)
+    if ready is not None:
+        UnitExtractor(encoder, ready)  # raises if they were not made for each other
+    units = fingerprint(config.units) if ready is None else ready.fingerprint
+    inputs = {"utterances": plan.fingerprint, "encoder": encoder.fingerprint, "units": units}
+    if not _complete(folder, inputs):
+        _begin(folder, inputs)
+        try:
+            _make(config, plan, encoder, ready, folder, inputs, quiet=quiet)
+        except UserError:
+            _clear(folder)
+            raise
+    shutil.rmtree(folder / _FEATURES, ignore_errors=True)
+    for left in [folder / _BEGUN, *(folder / SHARDS).glob(".*")]:
+        left.unlink(missing_ok=True)
+
+
+def _make(
+    config: CorpusConfig,
+    plan: Plan,
+    encoder: Encoder,
+    ready: Codebook | None,
+    folder: Path,
+    inputs: dict[str, str],
+    *,
+    quiet: bool,
+) -> None:
+    """Make what is not there yet: the codebook, each shard, the statistics, and the manifest last."""
+    parts = [Part(*pair) for pair in zip(shard_paths(folder, len(plan.shards)), plan.shards, strict=True)]
+    with Workers(config.processes) as workers:
+        if not (folder / CODEBOOK).exists():
+            book = ready or fit_on_plan(plan, encoder, config.units, folder / _FEATURES, workers, quiet=quiet)
+            book.save(folder / CODEBOOK)
+        codebook = Codebook.load(folder / CODEBOOK)
+        measured = make_parts(functools.partial(write_shard, codebook), parts, workers, "corpus", quiet=quiet)
+    statistics = _statistics(plan, parts, measured, config.processes)
+    write_text(folder / STATISTICS, json.dumps(statistics, indent=2, ensure_ascii=False) + "\n")
+    content = hashlib.sha256(b"".join(hashlib.sha256(part.path.read_bytes()).digest() for part in parts)).hexdigest()
+    made = inputs | {"codebook": codebook.fingerprint, "shards": content[:16]}
+    write_manifest(folder, "corpus", _settings(config) | {"shards": len(parts)}, made)
+
+
+def _settings(config: CorpusConfig) -> dict[str, Any]:
+    """Everything that decides what comes out."""
+    return {name: value for name, value in dump(config).items() if name != "processes"}
+
+
+def _complete(folder: Path, inputs: dict[str, str]) -> bool:
+    return (folder / MANIFEST).is_file() and inputs.items() <= read_manifest(folder, "corpus").inputs.items()
+
+
+def _begin(folder: Path, inputs: dict[str, str]) -> None:
+    """Keep what an earlier start made of the same inputs; what it made of others goes.
+
+    Raises:
+        UserError: there is something in the folder that no start has made.
+    """
+    begun, text = folder / _BEGUN, json.dumps(inputs)
+    known = begun.is_file() or (folder / MANIFEST).is_file()
+    if not known and folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
+        raise UserError(f"{folder}: is in the way (it holds something, and no corpus)")
+    if not (begun.is_file() and begun.read_text(encoding="utf-8") == text):
+        _clear(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(begun, text)
+    for name in (SHARDS, _FEATURES):
+        (folder / name).mkdir(exist_ok=True)
+
+
+def _clear(folder: Path) -> None:
+    """Remove everything that building makes, and the folder when nothing else is in it."""
+    for name in (SHARDS, _FEATURES, CODEBOOK):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for name in (MANIFEST, STATISTICS, _BEGUN):
+        (folder / name).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+
+
+def _statistics(plan: Plan, parts: list[Part], measured: Measured, processes: int) -> dict[str, Any]:
+    skipped: list[tuple[str, str]] = []
+    splits: list[str] = []
+    seconds, timed, kept = 0.0, 0, 0
+    for part in parts:
+        file = pq.ParquetFile(part.path)
+        skipped += json.loads(file.schema_arrow.metadata[SKIPPED])
+        table = file.read(columns=["split", "seconds", "word_starts", "audio"])
+        splits += table["split"].to_pylist()
+        seconds += sum(table["seconds"].to_pylist())
+        timed += len(table) - table["word_starts"].null_count
+        kept += len(table) - table["audio"].null_count
+    if not splits:
+        name, reason = skipped[0]
+        raise UserError(f"none of {len(plan.items)} utterances can be used ({name}: {reason})")
+    return {
+        "utterances": len(splits),
+        "train": splits.count("train"),
+        "held_out": splits.count("held_out"),
+        "with_word_times": timed,
+        "with_audio": kept,
+        "hours": round(seconds / 3600, 4),
+        "processes": processes,
+        "hours_of_audio_per_hour": round(measured.rate, 1),
+        "measured_hours": round(measured.audio, 4),
+        "left_out": plan.left_out,
+        "skipped": [{"id": name, "reason": reason} for name, reason in skipped],
+    }

@@ -1,0 +1,238 @@
+"""What a corpus will hold, decided before anything is voiced or read: sentences, phrases, speeds, the held-out part.
+
+A sentence that is held out in any source is trained on in none, whoever says it. Every choice follows from the seed
+and the names alone, so the same settings and files always give the same plan.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import random
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from sparq.artifacts import fingerprint
+from sparq.config import CorpusConfig, SourceConfig
+from sparq.corpus.readers import Recording, read_corpus
+from sparq.errors import UserError
+from sparq.language.vocabulary import normalise_text
+
+LONGEST_PHRASE = 5  # words
+LARGEST_SHARD, SMALLEST_SHARD = 128, 8  # utterances
+FEWEST_SHARDS = 32  # as far as the smallest shard allows
+_PUNCTUATION = " ,;:-—–\"'“”‘()[]"
+_TRIES = 20  # to cut a phrase that may be used out of a sentence
+
+Split = Literal["train", "held_out"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+    """An utterance to be made.
+
+    Attributes:
+        id: unique in the corpus; begins with the source.
+        source: name of its source.
+        split: "train" or "held_out".
+        text: what is said.
+        speaker: who says it, where that is known.
+        audio: the recording, or None where ``voice`` reads the text out.
+        voice: the teacher, or None for a recording.
+        speed: the teacher's.
+        seed: of the noise in the teacher's voice.
+        keep_audio: whether the corpus keeps the waveform.
+    """
+
+    id: str
+    source: str
+    split: Split
+    text: str
+    speaker: str | None
+    audio: Path | None = None
+    voice: str | None = None
+    speed: float = 1.0
+    seed: int = 0
+    keep_audio: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """The utterances to be made, the sources evenly mixed.
+
+    Attributes:
+        items: in the order in which they are made.
+        left_out: reason → how many sentences of the sources are not among them.
+    """
+
+    items: tuple[Item, ...]
+    left_out: dict[str, int]
+
+    @property
+    def shards(self) -> list[tuple[Item, ...]]:
+        """The items in parts of equal size: small ones for small corpora, so that every process has work."""
+        size = min(LARGEST_SHARD, max(SMALLEST_SHARD, len(self.items) // FEWEST_SHARDS))
+        return [self.items[i : i + size] for i in range(0, len(self.items), size)]
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Hash of all items; a recording counts by its path and size."""
+        names = [field.name for field in dataclasses.fields(Item) if field.name != "audio"]
+        rows = [
+            [*(getattr(item, name) for name in names), item.audio and [str(item.audio), item.audio.stat().st_size]]
+            for item in self.items
+        ]
+        return fingerprint(rows)
+
+    def to_fit(self, count: int) -> tuple[Item, ...]:
+        """Give the first ``count`` training items, which are spread over the sources, to fit a codebook on."""
+        return tuple(item for item in self.items if item.split == "train")[:count]
+
+
+def plan_corpus(config: CorpusConfig) -> Plan:
+    """Read the texts of all sources and decide what the corpus will hold.
+
+    Raises:
+        UserError: a source cannot be read, two have one name, or one has fewer sentences than it is to hold out.
+    """
+    names = [source.name or Path(source.path).stem for source in config.sources]
+    for name, uses in Counter(names).items():
+        if uses > 1:
+            raise UserError(f"sources: two are called {name!r} (give one of them another name)")
+    left_out: Counter[str] = Counter()
+    read = [_read(source, name, left_out) for source, name in zip(config.sources, names, strict=True)]
+    choices = [
+        _choose(s, sentences, _random(config, n))
+        for s, n, sentences in zip(config.sources, names, read, strict=True)
+    ]  # fmt: skip
+    held_phrases = [
+        _cut_phrases(chosen, len(chosen) if source.phrases else 0, _random(config, f"{name}/held-out phrases"), set())
+        for source, name, (chosen, _) in zip(config.sources, names, choices, strict=True)
+    ]
+    kept = [
+        *(sentence for chosen, _ in choices for sentence in chosen),
+        *(p for phrases in held_phrases for p in phrases),
+    ]
+    forbidden = {_key(sentence.text) for sentence in kept}
+
+    groups: list[list[Item]] = []
+    for source, name, (chosen, others), phrases in zip(config.sources, names, choices, held_phrases, strict=True):
+        free = [sentence for sentence in others if _key(sentence.text) not in forbidden]
+        left_out["held out"] += len(others) - len(free)
+        room = len(free) if source.limit is None else source.limit - len(chosen)
+        left_out["limit"] += max(0, len(free) - room)
+        training = free[:room]
+        cut = _cut_phrases(training, source.phrases, _random(config, f"{name}/phrases"), forbidden)
+        groups += [
+            _items(config, source, name, "train", training, source.keep_audio),
+            _items(config, source, f"{name}/phrases", "train", cut),
+            _items(config, source, name, "held_out", chosen),
+            _items(config, source, f"{name}/phrases", "held_out", phrases),
+        ]
+    items = _mix(groups)
+    used = items[: config.limit]
+    left_out["limit"] += len(items) - len(used)
+    if not used:
+        raise UserError(f"{config.sources[0].path}: there is nothing in it that could be used")
+    return Plan(tuple(used), {reason: count for reason, count in left_out.items() if count})
+
+
+def _key(text: str) -> str:
+    """What makes two texts the same sentence: letters, digits and apostrophes."""
+    return normalise_text(text, "letters")
+
+
+def _random(config: CorpusConfig, name: str) -> random.Random:
+    return random.Random(f"{config.seed}/{name}")
+
+
+def _read(source: SourceConfig, name: str, left_out: Counter[str]) -> list[Recording]:
+    """Read a source, without texts that a vocabulary could not write."""
+    sentences = []
+    for recording in read_corpus(source.path):
+        if source.kind == "audio" and recording.audio is None:
+            raise UserError(f"{source.path}: {recording.id} has no audio (for text to be voiced, the kind is text)")
+        try:
+            usable = bool(_key(recording.text))
+        except UserError:
+            usable = False
+        if usable:
+            sentences.append(recording)
+        else:
+            left_out["no words, or characters that stand for units"] += 1
+    if source.held_out > len({_key(sentence.text) for sentence in sentences}):
+        raise UserError(
+            f"source {name}: held_out: {source.held_out} (expected at most its number of different sentences)"
+        )
+    return sentences
+
+
+def _choose(
+    source: SourceConfig, sentences: Sequence[Recording], chance: random.Random
+) -> tuple[list[Recording], list[Recording]]:
+    """Part sentences into those held out, all different, and the others in random order."""
+    order = list(sentences)
+    if source.held_out_from == "anywhere":
+        chance.shuffle(order)
+    held: dict[str, Recording] = {}
+    others = []
+    for sentence in reversed(order):
+        if len(held) < source.held_out and _key(sentence.text) not in held:
+            held[_key(sentence.text)] = sentence
+        else:
+            others.append(sentence)
+    chance.shuffle(others)
+    return list(held.values()), others
+
+
+def _cut_phrases(
+    sentences: Sequence[Recording], count: int, chance: random.Random, forbidden: set[str]
+) -> list[Recording]:
+    """Cut phrases of one to five words out of sentences, going round until there are ``count``."""
+    if not sentences:
+        return []
+    phrases = []
+    for i in range(count):
+        sentence = sentences[i % len(sentences)]
+        words = sentence.text.split()
+        for _ in range(_TRIES):
+            length = chance.randint(1, min(LONGEST_PHRASE, len(words)))
+            start = chance.randint(0, len(words) - length)
+            text = " ".join(words[start : start + length]).strip(_PUNCTUATION)
+            if _key(text) and _key(text) not in forbidden:
+                phrases.append(Recording(f"{sentence.id}-{i // len(sentences)}", None, text))
+                break
+    return phrases
+
+
+def _items(
+    config: CorpusConfig,
+    source: SourceConfig,
+    name: str,
+    split: Split,
+    sentences: Sequence[Recording],
+    keep_audio: int = 0,
+) -> list[Item]:
+    items = []
+    for i, sentence in enumerate(sentences):
+        item = Item(
+            f"{name}/{sentence.id}", name, split, sentence.text, sentence.speaker, keep_audio=i < keep_audio
+        )  # fmt: skip
+        if source.kind == "audio":
+            items.append(dataclasses.replace(item, audio=sentence.audio))
+        else:
+            seed = int.from_bytes(hashlib.sha256(f"{config.seed}/{item.id}".encode()).digest()[:4], "little")
+            speed = _random(config, f"{item.id}/speed").choice(source.speeds)
+            items.append(
+                dataclasses.replace(item, speaker=source.voice, voice=source.voice, speed=speed, seed=seed)
+            )  # fmt: skip
+    return items
+
+
+def _mix(groups: Sequence[Sequence[Item]]) -> list[Item]:
+    """Interleave groups, each spread evenly over the whole, so that any beginning has a share of every group."""
+    placed = [(i / len(group), which, item) for which, group in enumerate(groups) for i, item in enumerate(group)]
+    return [item for _, _, item in sorted(placed, key=lambda place: place[:2])]

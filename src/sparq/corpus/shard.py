@@ -1,0 +1,147 @@
+"""From planned utterances to a table of units: the one function that any engine runs, here or on many machines.
+
+:func:`build_shard` takes items and a codebook and gives an Arrow table, with no state besides the models that a process
+has loaded once. The same items and codebook give the same table, whoever computes it.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import json
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pyarrow as pa
+import soundfile
+
+from sparq.corpus.plan import Item
+from sparq.errors import UserError
+from sparq.speech.audio import RATE, load_audio
+from sparq.speech.encoder import Encoder, load_encoder
+from sparq.speech.units import Codebook, UnitExtractor
+from sparq.speech.voices import Voice, Word, load_voice
+
+SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("source", pa.string()),
+        ("split", pa.string()),
+        ("text", pa.string()),
+        ("speaker", pa.string()),
+        ("seconds", pa.float64()),
+        ("units", pa.list_(pa.uint16())),  # raw: one a frame
+        ("word_starts", pa.list_(pa.int32())),  # first frame of each word of text.split(), or null
+        ("word_ends", pa.list_(pa.int32())),  # the frame after its last
+        ("audio", pa.binary()),  # 16 kHz FLAC, or null
+    ]
+)
+SKIPPED = b"sparq.skipped"  # key of the table's metadata: JSON list of [id, reason]
+_TOGETHER = 32  # utterances held in memory at a time
+
+_voice = functools.cache(load_voice)
+cached_encoder = functools.cache(load_encoder)
+
+
+def build_shard(items: Sequence[Item], codebook: Codebook) -> pa.Table:
+    """Voice or read utterances, and make units of them.
+
+    Args:
+        items: from a plan.
+        codebook: whose encoder is loaded once in a process.
+
+    Returns:
+        A table of :data:`SCHEMA`, a row for every item that could be used, in order. Its metadata holds, under
+        :data:`SKIPPED`, the id of each other item and the reason.
+
+    Raises:
+        UserError: a package for a voice or the encoder is missing.
+        ArtifactMismatchError: the codebook was made for another encoder.
+    """
+    encoder = cached_encoder(codebook.encoder_name, codebook.layer)
+    extractor = UnitExtractor(encoder, codebook)
+    rows: list[dict[str, object]] = []
+    skipped: list[tuple[str, str]] = []
+    for spoken in _speak(items, encoder, skipped):
+        units = extractor.extract([waveform for _, waveform, _ in spoken])
+        for (item, waveform, words), its_units in zip(spoken, units, strict=True):
+            starts, ends = _word_frames(words, item.text, encoder.hop, len(its_units))
+            rows.append(
+                {
+                    "id": item.id,
+                    "source": item.source,
+                    "split": item.split,
+                    "text": item.text,
+                    "speaker": item.speaker,
+                    "seconds": len(waveform) / RATE,
+                    "units": its_units.astype(np.uint16),
+                    "word_starts": starts,
+                    "word_ends": ends,
+                    "audio": _flac(waveform) if item.keep_audio else None,
+                }
+            )
+    metadata = {SKIPPED: json.dumps(skipped).encode()}
+    return pa.Table.from_pylist(rows, schema=SCHEMA.with_metadata(metadata))
+
+
+def shard_features(items: Sequence[Item], encoder: Encoder) -> tuple[list[np.ndarray], list[tuple[str, str]]]:
+    """Voice or read utterances, and give their features float32 [frames, dimension], to fit a codebook on.
+
+    Returns:
+        The features of the items that could be used, and id and reason of each other.
+    """
+    skipped: list[tuple[str, str]] = []
+    batches = [encoder.encode([waveform for _, waveform, _ in spoken]) for spoken in _speak(items, encoder, skipped)]
+    return [features for batch in batches for features in batch], skipped
+
+
+_Spoken = tuple[Item, np.ndarray, Sequence[Word] | None]
+
+
+def _speak(items: Sequence[Item], encoder: Encoder, skipped: list[tuple[str, str]]) -> Iterator[list[_Spoken]]:
+    """Yield batches of items with their waveforms; those that cannot be used are added to ``skipped``."""
+    for i in range(0, len(items), _TOGETHER):
+        batch: list[_Spoken] = []
+        for item in items[i : i + _TOGETHER]:
+            voice = None if item.voice is None else _voice(item.voice)  # a missing package is no reason to skip
+            try:
+                waveform, words = _waveform(item, voice)
+            except UserError as error:
+                skipped.append((item.id, str(error)))
+                continue
+            if encoder.frames(len(waveform)):
+                batch.append((item, waveform, words))
+            else:
+                skipped.append((item.id, f"too short ({len(waveform) / RATE:.3f} s)"))
+        if batch:
+            yield batch
+
+
+def _waveform(item: Item, voice: Voice | None) -> tuple[np.ndarray, Sequence[Word] | None]:
+    if voice is not None:
+        said = voice.speak(item.text, item.speed, item.seed)
+        return said.waveform, said.words
+    assert item.audio is not None
+    waveform = load_audio(item.audio)
+    if not waveform.any():
+        raise UserError(f"{item.audio}: is silent")
+    return waveform, None
+
+
+def _word_frames(
+    words: Sequence[Word] | None, text: str, hop: int, frames: int
+) -> tuple[list[int], list[int]] | tuple[None, None]:
+    """Word times in frames; none where the voice told none, or of other words than the text has."""
+    if words is None or len(words) != len(text.split()):
+        return None, None
+
+    def frame(seconds: float) -> int:
+        return min(frames, round(seconds * RATE / hop))
+
+    return [frame(word.start) for word in words], [frame(word.end) for word in words]
+
+
+def _flac(waveform: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    soundfile.write(file, np.clip(waveform, -1.0, 1.0), RATE, format="FLAC", subtype="PCM_16")
+    return file.getvalue()

@@ -1,0 +1,284 @@
+"""Corpora of a few short sentences, voiced by the embedded teacher and encoded by the embedded encoder."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from sparq.artifacts import ArtifactMismatchError
+from sparq.config import CorpusConfig, EncoderConfig, SourceConfig, UnitsConfig
+from sparq.corpus.build import build_corpus, corpus_stage
+from sparq.corpus.codebook import load_codebook, load_extractor
+from sparq.corpus.corpus import Corpus
+from sparq.corpus.plan import plan_corpus
+from sparq.corpus.shard import SCHEMA, build_shard
+from sparq.errors import UserError
+from sparq.schema import dump
+from sparq.speech.audio import save_audio
+from sparq.speech.voices import load_voice
+from sparq.stages import run_stage
+
+SENTENCES = [
+    "The train leaves at half past nine.", "She'd like a garden.", "A neighbour said.", "Nothing was found there.",
+    "The house stood empty.", "Come back soon!", "He paid 25 pounds.", "It was cold, and nobody spoke.", "We shall see.",
+]  # fmt: skip
+
+CHILD = """
+import json, sys
+from pathlib import Path
+from sparq.config import CorpusConfig
+from sparq.corpus.build import build_corpus
+from sparq.schema import parse
+
+if __name__ == "__main__":
+    build_corpus(parse(CorpusConfig, json.loads(sys.argv[1])), Path(sys.argv[2]), quiet=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory) -> CorpusConfig:
+    path = tmp_path_factory.mktemp("text") / "small.tsv"
+    path.write_text("".join(f"{i}\t{sentence}\n" for i, sentence in enumerate(SENTENCES)))
+    source = SourceConfig(kind="text", path=str(path), speeds=(0.9, 1.1), phrases=34, held_out=2, keep_audio=2)
+    return CorpusConfig(sources=(source,), units=UnitsConfig(clusters=20, fit_utterances=10), processes=1)
+
+
+@pytest.fixture(scope="module")
+def corpus(config, tmp_path_factory) -> Corpus:
+    return build_corpus(config, tmp_path_factory.mktemp("built") / "corpus", quiet=True)
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """Everything but what says when and how fast it was made."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in files
+        if path.name not in ("sparq.json", "statistics.json", "stage.json")
+    }
+
+
+def test_columns_and_statistics(config, corpus):
+    tables = [pq.ParquetFile(path).read() for path in sorted((corpus.folder / "shards").iterdir())]
+    assert len(tables) > 3
+    assert all(table.schema.equals(SCHEMA) for table in tables)
+    rows = [row for table in tables for row in table.to_pylist()]
+    plan = plan_corpus(config)
+    assert [(row["id"], row["text"], row["split"]) for row in rows] == [(i.id, i.text, i.split) for i in plan.items]
+    assert {row["speaker"] for row in rows} == {"hibari"}
+    told = corpus.statistics
+    assert (told["utterances"], told["train"], told["held_out"]) == (len(rows), len(rows) - 4, 4)
+    assert told["with_audio"] == sum(row["audio"] is not None for row in rows) == 2
+    assert told["with_word_times"] == sum(row["word_starts"] is not None for row in rows) > len(rows) / 2
+    assert corpus.seconds == pytest.approx(sum(row["seconds"] for row in rows))
+    assert told["hours"] == pytest.approx(corpus.seconds / 3600, abs=1e-4)
+    assert told["hours_of_audio_per_hour"] > 1
+    assert told["skipped"] == []
+    assert sorted(path.name for path in corpus.folder.iterdir()) == [
+        "codebook", "shards", "sparq.json", "statistics.json",
+    ]  # fmt: skip
+
+
+def test_units_and_words_are_those_of_the_voice_and_the_encoder(config, corpus):
+    extractor, voice = load_extractor(corpus.codebook), load_voice("hibari")
+    made = corpus.utterances("train", ["small"])
+    planned = [item for item in plan_corpus(config).items if (item.source, item.split) == ("small", "train")]
+    assert [utterance.text for utterance in made] == [item.text for item in planned]
+    for utterance, item in list(zip(made, planned, strict=True))[:4]:
+        said = voice.speak(item.text, item.speed, item.seed)
+        np.testing.assert_array_equal(utterance.units, extractor.extract([said.waveform])[0])
+        if said.words is None:
+            assert utterance.starts is None
+            continue
+        seconds = np.array([[word.start, word.end] for word in said.words])
+        frames = np.stack([utterance.starts, utterance.ends], axis=1)
+        # Half a frame of 24 ms, but for a word that ends behind the last frame.
+        np.testing.assert_allclose(np.minimum(seconds, len(utterance.units) * 0.024), frames * 0.024, atol=0.0121)
+
+
+def test_a_number_that_is_read_as_several_words_has_no_word_times(corpus):
+    every = corpus.utterances("train") + corpus.utterances("held_out")
+    numbers = [u for u in every if "25 pounds" in u.text or u.text == "25"]
+    assert numbers
+    assert all(u.starts is None and u.ends is None for u in numbers)
+
+
+def test_utterances_by_split_and_source(corpus):
+    assert corpus.sources == ["small", "small/phrases"]
+    assert len(corpus.utterances("held_out", ["small"])) == len(corpus.utterances("held_out", ["small/phrases"])) == 2
+    assert len(corpus.utterances("train")) == len(corpus.utterances("train", corpus.sources))
+    utterance = next(u for u in corpus.utterances("train", ["small"]) if u.starts is not None and u.words > 2)
+    middle = utterance.span(1, 2)
+    assert middle.text == utterance.text.split()[1]
+    assert 0 < len(middle.units) < len(utterance.units) / 2
+    with pytest.raises(UserError, match=r"no source 'smal' in it .did you mean small"):
+        corpus.utterances("train", ["smal"])
+    with pytest.raises(UserError, match="split 'test': expected train or held_out"):
+        corpus.utterances("test")
+
+
+def test_kept_audio_gives_its_units_again(corpus):
+    recordings = corpus.recordings()
+    assert len(recordings) == 2
+    extractor = load_extractor(corpus.codebook)
+    for recording in recordings:
+        again = extractor.extract([recording.waveform])[0]
+        assert np.mean(again == recording.units) > 0.97  # kept with 16 bits
+    with pytest.raises(UserError, match="no audio was kept"):
+        corpus.recordings(["small/phrases"])
+
+
+def test_killed_in_the_middle_and_finished_with_another_number_of_processes(config, corpus, tmp_path):
+    folder, script = tmp_path / "corpus", tmp_path / "child.py"
+    script.write_text(CHILD)
+    settings = json.dumps(dump(dataclasses.replace(config, processes=2)))
+    process = subprocess.Popen([sys.executable, str(script), settings, str(folder)], start_new_session=True)
+    try:
+        while not list((folder / "shards").glob("0*")):
+            assert process.poll() is None
+            time.sleep(0.002)
+        workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        process.kill()
+        process.wait()
+        assert len(workers) >= 2
+        for _ in range(1000):
+            if not any(Path(f"/proc/{worker}/exe").exists() for worker in workers):
+                break
+            time.sleep(0.01)
+        else:
+            pytest.fail("workers outlived their parent")
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    before = {path: path.stat().st_mtime_ns for path in (folder / "shards").glob("0*")}
+    assert 0 < len(before) < len(list((corpus.folder / "shards").iterdir()))
+    with pytest.raises(UserError, match="not a SpARQ corpus folder"):
+        Corpus.load(folder)
+    finished = build_corpus(config, folder, quiet=True)
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert content(folder) == content(corpus.folder)
+    assert finished.fingerprint == corpus.fingerprint
+
+
+def test_two_processes_and_a_ready_codebook_make_the_same_shards_as_a_stage(config, corpus, tmp_path):
+    units = dataclasses.replace(config.units, name=str(corpus.folder / "codebook"))
+    parallel = dataclasses.replace(config, units=units, processes=2)
+    run_stage(tmp_path, corpus_stage(parallel, quiet=True))
+    assert content(tmp_path / "corpus") == content(corpus.folder)
+    states: list[str] = []
+    again = corpus_stage(dataclasses.replace(parallel, processes=7), quiet=True)
+    run_stage(tmp_path, again, lambda event: states.append(event.state))
+    assert states == ["skipped"]
+
+
+def test_a_complete_corpus_is_left_as_it_is_and_changed_text_is_built_anew(config, corpus, tmp_path):
+    folder, path = tmp_path / "corpus", tmp_path / "small.tsv"
+    shutil.copytree(corpus.folder, folder)
+    build_corpus(config, folder, quiet=True)
+    made = {path: path.stat().st_mtime_ns for path in corpus.folder.rglob("*")}
+    assert {
+        corpus.folder / path.relative_to(folder): path.stat().st_mtime_ns for path in folder.rglob("*.parquet")
+    } == {path: time for path, time in made.items() if path.suffix == ".parquet"}
+    path.write_text("0\tGood morning.\n")
+    source = SourceConfig(kind="text", path=str(path))
+    changed = dataclasses.replace(config, sources=(source,), units=UnitsConfig(name=str(corpus.folder / "codebook")))
+    assert [u.text for u in build_corpus(changed, folder, quiet=True).utterances("train")] == ["Good morning."]
+
+
+@pytest.fixture
+def recordings(tmp_path) -> Path:
+    """One good recording among five that cannot be used."""
+    folder = tmp_path / "recordings"
+    folder.mkdir()
+    good = load_voice("hibari").speak("Come back soon!").waveform
+    for name, waveform in {"good": good, "cut": good, "short": good[:300], "silent": 0 * good}.items():
+        save_audio(folder / f"{name}.wav", waveform)
+    (folder / "cut.wav").write_bytes((folder / "cut.wav").read_bytes()[:9000])
+    (folder / "text.flac").write_text("not audio at all")
+    (folder / "empty.wav").touch()
+    for audio in list(folder.iterdir()):
+        audio.with_suffix(".txt").write_text("Come back soon!")
+    return folder
+
+
+def test_what_cannot_be_used_is_skipped_and_told(config, corpus, recordings):
+    source = SourceConfig(kind="audio", path=str(recordings), keep_audio=9)
+    units = UnitsConfig(name=str(corpus.folder / "codebook"))
+    folder = recordings.parent / "corpus"
+    made = build_corpus(dataclasses.replace(config, sources=(source,), units=units), folder, quiet=True)
+    reasons = {told["id"].removeprefix("recordings/"): told["reason"] for told in made.statistics["skipped"]}
+    assert set(reasons) == {"cut", "short", "silent", "text", "empty"}
+    assert "truncated" in reasons["cut"]
+    assert "too short (0.019 s)" in reasons["short"]
+    assert "is silent" in reasons["silent"]
+    assert "not audio" in reasons["text"]
+    assert [u.text for u in made.utterances("train")] == ["Come back soon!"]
+    assert made.utterances("train")[0].starts is None
+    assert len(made.recordings()) == 1
+    assert "1 utterances (1 to train on, 0 held out)" in made.summary
+    assert "5 skipped, such as recordings/" in made.summary
+
+    (recordings / "good.wav").write_bytes(b"")
+    for name in (units.name, None):
+        units = UnitsConfig(name=name, clusters=2)
+        with pytest.raises(UserError, match="none of 6 utterances can be used"):
+            build_corpus(dataclasses.replace(config, sources=(source,), units=units), folder, quiet=True)
+        assert not folder.exists()
+
+
+def test_parts_that_were_not_made_for_each_other(config, corpus, tmp_path):
+    ready = UnitsConfig(name=str(corpus.folder / "codebook"))
+    with pytest.raises(ArtifactMismatchError):
+        build_corpus(
+            dataclasses.replace(config, units=ready, encoder=EncoderConfig(layer=1)), tmp_path / "c", quiet=True
+        )
+    assert not (tmp_path / "c").exists()
+    other = dataclasses.replace(corpus.codebook, centroids=corpus.codebook.centroids + 1)
+    folder = tmp_path / "corpus"
+    shutil.copytree(corpus.folder, folder)
+    other.save(folder / "codebook")
+    with pytest.raises(ArtifactMismatchError, match="the corpus was made for"):
+        Corpus.load(folder)
+
+
+def test_damaged_corpora_and_folders_of_others(config, corpus, tmp_path):
+    folder = tmp_path / "corpus"
+    shutil.copytree(corpus.folder, folder)
+    (folder / "shards" / "00001.parquet").unlink()
+    with pytest.raises(UserError, match=r"00001\.parquet: missing or damaged"):
+        Corpus.load(folder)
+    (folder / "shards" / "00001.parquet").write_bytes(b"PAR1 no PAR1")
+    with pytest.raises(UserError, match=r"00001\.parquet: missing or damaged"):
+        Corpus.load(folder)
+    (folder / "statistics.json").write_text("{")
+    with pytest.raises(UserError, match=r"statistics\.json: missing or damaged"):
+        Corpus.load(folder)
+    mine = tmp_path / "mine"
+    (mine / "shards").mkdir(parents=True)
+    (mine / "shards" / "photo.jpg").touch()
+    with pytest.raises(UserError, match="mine: is in the way"):
+        build_corpus(config, mine, quiet=True)
+    assert (mine / "shards" / "photo.jpg").exists()
+    with pytest.raises(UserError, match="nope: no such shipped weights"):
+        load_codebook("nope")
+
+
+def test_a_shard_depends_on_its_items_and_codebook_alone(config, corpus):
+    """What another engine relies on: any cut of the items gives the same rows."""
+    items = plan_corpus(config).items[:6]
+    whole = build_shard(items, corpus.codebook).to_pylist()
+    assert (
+        build_shard(items[:1], corpus.codebook).to_pylist() + build_shard(items[1:], corpus.codebook).to_pylist()
+        == whole
+    )

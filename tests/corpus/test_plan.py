@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+import dataclasses
+import random
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sparq.config import CorpusConfig, SourceConfig
+from sparq.corpus.plan import LONGEST_PHRASE, plan_corpus
+from sparq.errors import UserError
+from sparq.language.vocabulary import normalise_text
+
+WORDS = ["yes", "no", "the", "old", "house", "stood", "empty", "on", "a", "hill"]
+
+
+def write(path: Path, sentences: list[str]) -> Path:
+    path.write_text("".join(f"{i}\t{sentence}\n" for i, sentence in enumerate(sentences)))
+    return path
+
+
+def text(path: Path, **more) -> SourceConfig:
+    return SourceConfig(kind="text", path=str(path), **more)
+
+
+def key(text: str) -> str:
+    return normalise_text(text, "letters")
+
+
+# Few and short words, so that sources share sentences and phrases of one are sentences of another.
+sentence = st.lists(st.sampled_from(WORDS), min_size=1, max_size=4).map(" ".join)
+dressed = st.builds(lambda s, how: {"as": s, "cap": s.capitalize() + ".", "shout": s.upper() + "!"}[how],
+                    sentence, st.sampled_from(["as", "cap", "shout"]))  # fmt: skip
+source = st.tuples(st.lists(dressed, min_size=3, max_size=25), st.integers(0, 3), st.integers(0, 30),
+                   st.sampled_from(["anywhere", "end"]))  # fmt: skip
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(source, min_size=1, max_size=3), st.integers(0, 5))
+def test_what_is_held_out_anywhere_is_trained_on_nowhere(sources, seed):
+    with tempfile.TemporaryDirectory() as folder:
+        configs = tuple(
+            text(
+                write(Path(folder) / f"s{i}.tsv", sentences),
+                held_out=min(held_out, len({key(s) for s in sentences})),
+                phrases=phrases,
+                held_out_from=where,
+            )
+            for i, (sentences, held_out, phrases, where) in enumerate(sources)
+        )
+        config = CorpusConfig(sources=configs, seed=seed)
+        plan = plan_corpus(config)
+        held = {key(item.text) for item in plan.items if item.split == "held_out"}
+        assert not held & {key(item.text) for item in plan.items if item.split == "train"}
+        for i, part in enumerate(configs):
+            kept = [key(x.text) for x in plan.items if x.source == f"s{i}" and x.split == "held_out"]
+            assert len(kept) == len(set(kept)) == part.held_out
+        ids = [item.id for item in plan.items]
+        assert len(set(ids)) == len(ids)
+        assert all(len(item.text.split()) <= LONGEST_PHRASE for item in plan.items if item.source.endswith("/phrases"))
+        sentences = sum(len(s) for s, *_ in sources)
+        whole = [item for item in plan.items if not item.source.endswith("/phrases")]
+        assert len(whole) + sum(plan.left_out.values()) == sentences
+        again = plan_corpus(config)
+        assert (again, again.fingerprint) == (plan, plan.fingerprint)
+        other = plan_corpus(dataclasses.replace(config, seed=seed + 1))
+        assert other.fingerprint != plan.fingerprint
+
+
+@pytest.fixture
+def two(tmp_path):
+    chance = random.Random(0)
+    lines = [" ".join(chance.choices(WORDS, k=8)) + f" number {i}." for i in range(300)]
+    return write(tmp_path / "big.tsv", lines[:240]), write(tmp_path / "small.tsv", lines[240:])
+
+
+def test_sources_are_mixed_evenly(two):
+    plan = plan_corpus(CorpusConfig(sources=(text(two[0], held_out=24), text(two[1]))))
+    for part in (plan.items[:100], plan.items[100:200], plan.items[200:]):
+        assert 18 <= sum(item.source == "small" for item in part) <= 22
+        assert 7 <= sum(item.split == "held_out" for item in part) <= 9
+    fitting = plan.to_fit(50)
+    assert len(fitting) == 50
+    assert all(item.split == "train" for item in fitting)
+    assert 9 <= sum(item.source == "small" for item in fitting) <= 12
+
+
+def test_limits(two):
+    plan = plan_corpus(CorpusConfig(sources=(text(two[0], held_out=5, limit=40), text(two[1])), limit=50))
+    assert len(plan.items) == 50
+    assert plan.left_out == {"limit": 250}
+    assert {(item.source, item.split) for item in plan.items} == {
+        ("big", "train"), ("big", "held_out"), ("small", "train"),
+    }  # fmt: skip
+
+
+def test_the_end_is_held_out(two):
+    plan = plan_corpus(CorpusConfig(sources=(text(two[1], held_out=7, held_out_from="end"),)))
+    held = {item.id for item in plan.items if item.split == "held_out"}
+    assert held == {f"small/{i}" for i in range(53, 60)}
+
+
+def test_speeds_and_seeds_vary_by_utterance_and_kept_audio_is_training_sentences(two):
+    source = text(two[0], speeds=[0.9, 1.1], phrases=30, held_out=30, keep_audio=12)
+    items = plan_corpus(CorpusConfig(sources=(source,))).items
+    slow = sum(item.speed == 0.9 for item in items)
+    assert 0.35 < slow / len(items) < 0.65
+    assert len({item.seed for item in items}) == len(items)
+    kept = [item for item in items if item.keep_audio]
+    assert len(kept) == 12
+    assert {(item.source, item.split) for item in kept} == {("big", "train")}
+
+
+def test_shards_hold_every_item_once_and_are_many_enough(two):
+    plan = plan_corpus(CorpusConfig(sources=(text(two[0]), text(two[1]))))
+    assert [item for shard in plan.shards for item in shard] == list(plan.items)
+    assert len(plan.shards) == 34  # 300 // 32 = 9 in each
+
+
+@pytest.mark.parametrize(
+    ("sources", "message"),
+    [
+        (lambda a, b: [text(a, held_out=241)], r"source big: held_out: 241 .expected at most"),
+        (lambda a, b: [text(a), text(b, name="big")], r"sources: two are called 'big'"),
+        (lambda a, b: [text(a.with_name("nope.tsv"))], r"nope\.tsv: no such file"),
+        (lambda a, b: [SourceConfig(kind="audio", path=str(a))], r"big\.tsv: 0 has no audio"),
+    ],
+)
+def test_sources_that_cannot_be_planned(two, sources, message):
+    with pytest.raises(UserError, match=message):
+        plan_corpus(CorpusConfig(sources=tuple(sources(*two))))
+
+
+def test_text_without_words_or_with_unit_characters_is_left_out(tmp_path):
+    path = write(tmp_path / "odd.tsv", ["--", "\u4e00 yes", "<startoftext> hello", "Yes."])
+    plan = plan_corpus(CorpusConfig(sources=(text(path),)))
+    assert [item.text for item in plan.items] == ["Yes."]
+    assert list(plan.left_out.values()) == [3]
+    with pytest.raises(UserError, match=r"none\.tsv: there is nothing in it"):
+        plan_corpus(CorpusConfig(sources=(text(write(tmp_path / "none.tsv", ["--", "..."])),)))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"kind": "audio", "phrases": 3}, "phrases: 3 .expected 0 for audio"),
+        ({"kind": "text", "held_out": 9, "limit": 5}, "held_out: 9 .expected at most the limit, which is 5"),
+    ],
+)
+def test_settings_that_contradict_each_other(settings, message):
+    with pytest.raises(UserError, match=message):
+        SourceConfig(path="x", **settings)
