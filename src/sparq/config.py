@@ -57,12 +57,14 @@ class VocabularyConfig:
         mode: "joint", SentencePiece over text and units (the paper), or "extend", the model's own tokenizer plus units.
         size: number of pieces of a joint vocabulary.
         deduplicate: whether runs of one unit are merged.
+        normalisation: of text: "none", "lower" (VoxtLM), or "letters" (letters, digits and apostrophes alone).
     """
 
     name: str | None = None
     mode: str = key("joint", choices=("joint", "extend"))
     size: int = key(1000, minimum=16)
     deduplicate: bool = True
+    normalisation: str = key("letters", choices=("none", "lower", "letters"))
 
 
 @dataclass(frozen=True, kw_only=True)

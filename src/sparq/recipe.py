@@ -17,7 +17,7 @@ from sparq.config import (
     VocoderTrainingConfig,
 )
 from sparq.errors import UserError
-from sparq.schema import did_you_mean, key, override, parse, read_yaml
+from sparq.schema import did_you_mean, key, parse, read_yaml, with_overrides
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -79,6 +79,4 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Reci
         data = read_yaml(path.read_text(encoding="utf-8"), where)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{where}: cannot be read ({error})") from error
-    for assignment in overrides:
-        data = override(data, assignment)
-    return parse(Recipe, data, where)
+    return parse(Recipe, with_overrides(data, overrides), where)

@@ -142,6 +142,13 @@ def override(data: Any, assignment: str) -> Any:
     return data
 
 
+def with_overrides(data: Any, assignments: Iterable[str]) -> Any:
+    """Apply ``key=value`` assignments one after another; the data is changed and returned."""
+    for assignment in assignments:
+        data = override(data, assignment)
+    return data
+
+
 def _place(here: Any, step: str, assignment: str) -> Any:
     """Find where one step of a dotted key leads: a key of a mapping, an index of a list."""
     if isinstance(here, list):

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from sparq.artifacts import fingerprint
+from sparq.assets import resolve
 from sparq.config import CorpusConfig, SourceConfig
 from sparq.corpus.readers import Recording, read_corpus
 from sparq.errors import UserError
@@ -98,7 +99,7 @@ def plan_corpus(config: CorpusConfig) -> Plan:
     Raises:
         UserError: a source cannot be read, two have one name, or one has fewer sentences than it is to hold out.
     """
-    names = [source.name or Path(source.path).stem for source in config.sources]
+    names = [source.name or resolve(source.path).stem for source in config.sources]
     for name, uses in Counter(names).items():
         if uses > 1:
             raise UserError(f"sources: two are called {name!r} (give one of them another name)")
@@ -152,7 +153,7 @@ def _random(config: CorpusConfig, name: str) -> random.Random:
 def _read(source: SourceConfig, name: str, left_out: Counter[str]) -> list[Recording]:
     """Read a source, without texts that a vocabulary could not write."""
     sentences = []
-    for recording in read_corpus(source.path):
+    for recording in read_corpus(resolve(source.path)):
         if source.kind == "audio" and recording.audio is None:
             raise UserError(f"{source.path}: {recording.id} has no audio (for text to be voiced, the kind is text)")
         try:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from sparq.errors import UserError
-from sparq.language.vocabulary import Modality, Vocabulary
+from sparq.language.vocabulary import Modality, Vocabulary, Writer
 
 IGNORED = -100  # the label that the cross-entropy of torch passes over
 
@@ -37,19 +37,17 @@ class Task:
         """The control token behind which the target stands."""
         return "<generatetext>" if self.target == Modality.TEXT else "<generatespeech>"
 
-    def prompt_line(self, vocabulary: Vocabulary, condition: Content | None) -> str:
+    def prompt_line(self, writer: Writer, condition: Content | None) -> str:
         """Write everything up to and including the ``<generate…>`` token."""
         if self.condition is None:
             return self.generate
         if condition is None:
             raise UserError(f"task {self.name}: needs {self.condition.name.lower()} as its condition")
         if self.condition == Modality.TEXT:
-            return f"<startoftext> {_written(vocabulary, Modality.TEXT, condition)}{self.generate}"
-        return f"<startofspeech>{_written(vocabulary, Modality.SPEECH, condition)}{self.generate}"
+            return f"<startoftext> {_written(writer, Modality.TEXT, condition)}{self.generate}"
+        return f"<startofspeech>{_written(writer, Modality.SPEECH, condition)}{self.generate}"
 
-    def line(
-        self, vocabulary: Vocabulary, *, text: str | None = None, units: Sequence[int] | np.ndarray | None = None
-    ) -> str:
+    def line(self, writer: Writer, *, text: str | None = None, units: Sequence[int] | np.ndarray | None = None) -> str:
         """Write an example, byte for byte as VoxtLM's recipe does.
 
         Raises:
@@ -59,20 +57,20 @@ class Task:
         target = content[self.target]
         if target is None:
             raise UserError(f"task {self.name}: needs {self.target.name.lower()} as its target")
-        prompt = self.prompt_line(vocabulary, None if self.condition is None else content[self.condition])
+        prompt = self.prompt_line(writer, None if self.condition is None else content[self.condition])
         # VoxtLM puts a space before any text, and before the units of speechLM (though not before those of TTS).
         space = " " if self.target == Modality.TEXT or self.condition is None else ""
-        return f"{prompt}{space}{_written(vocabulary, self.target, target)}"
+        return f"{prompt}{space}{_written(writer, self.target, target)}"
 
 
-def _written(vocabulary: Vocabulary, modality: Modality, content: Content) -> str:
+def _written(writer: Writer, modality: Modality, content: Content) -> str:
     if modality == Modality.TEXT:
         if not isinstance(content, str):
             raise UserError(f"expected text, got {type(content).__name__}")
-        return vocabulary.write_text(content)
+        return writer.write_text(content)
     if isinstance(content, str):
         raise UserError("expected units, got text")
-    return vocabulary.write_units(content)
+    return writer.write_units(content)
 
 
 TASKS: dict[str, Task] = {

@@ -72,7 +72,41 @@ def _checked_units(units: int) -> int:
     return units
 
 
-class Vocabulary(ABC):
+class Writer:
+    """Writes text and units into lines, before there are pieces.
+
+    Attributes:
+        units: number of units k of the codebook.
+        deduplicate: whether repeats of a unit are merged before they are written.
+        normalisation: how text is brought into form, see :func:`normalise_text`.
+    """
+
+    def __init__(self, units: int, *, deduplicate: bool, normalisation: Normalisation) -> None:
+        self.units = _checked_units(units)
+        self.deduplicate = deduplicate
+        self.normalisation: Normalisation = normalisation
+
+    def write_text(self, text: str) -> str:
+        """Text as it stands in a line."""
+        return normalise_text(text, self.normalisation)
+
+    def write_units(self, units: Sequence[int] | np.ndarray) -> str:
+        """Units as they stand in a line: repeats merged if ``deduplicate``, one character each.
+
+        Raises:
+            UserError: a unit is outside the codebook.
+        """
+        array = np.asarray(units, dtype=np.int64)
+        if array.size and (array.min() < 0 or array.max() >= self.units):
+            raise UserError(
+                f"unit {int(array.max() if array.min() >= 0 else array.min())}: outside 0 to {self.units - 1}"
+            )
+        if self.deduplicate and array.size:
+            array = array[np.insert(array[1:] != array[:-1], 0, True)]
+        return unit_characters(array)
+
+
+class Vocabulary(Writer, ABC):
     """Ids of control, text and speech pieces.
 
     Attributes:
@@ -89,11 +123,6 @@ class Vocabulary(ABC):
     pad_id: int
     end_id: int
     modality: np.ndarray
-
-    def __init__(self, units: int, *, deduplicate: bool, normalisation: Normalisation) -> None:
-        self.units = _checked_units(units)
-        self.deduplicate = deduplicate
-        self.normalisation: Normalisation = normalisation
 
     @abstractmethod
     def encode(self, line: str) -> list[int]:
@@ -119,25 +148,6 @@ class Vocabulary(ABC):
     @abstractmethod
     def fingerprint(self) -> str:
         """Hash of everything that gives ids their meaning."""
-
-    def write_text(self, text: str) -> str:
-        """Text as it stands in a line."""
-        return normalise_text(text, self.normalisation)
-
-    def write_units(self, units: Sequence[int] | np.ndarray) -> str:
-        """Units as they stand in a line: repeats merged if ``deduplicate``, one character each.
-
-        Raises:
-            UserError: a unit is outside the codebook.
-        """
-        array = np.asarray(units, dtype=np.int64)
-        if array.size and (array.min() < 0 or array.max() >= self.units):
-            raise UserError(
-                f"unit {int(array.max() if array.min() >= 0 else array.min())}: outside 0 to {self.units - 1}"
-            )
-        if self.deduplicate and array.size:
-            array = array[np.insert(array[1:] != array[:-1], 0, True)]
-        return unit_characters(array)
 
     def encode_text(self, text: str) -> list[int]:
         """Ids of a text as it stands behind a control token."""

@@ -1,0 +1,152 @@
+"""The paper's four scores of a speech language model, and its outliers, on utterances that it never saw.
+
+Text perplexity on textLM, speech perplexity on speechLM, the word error rate of its transcripts (ASR), and the word
+error rate of a recogniser on what it says (TTS, vocoder included): Tables 1, 2 and 6. Outliers as in Figure 3: on text
+(textLM), on speech (speechLM), and on speech with its text (ASR).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from peft import PeftModel
+from torch import nn
+from transformers import PreTrainedModel
+
+from sparq.config import EvaluationConfig
+from sparq.corpus.utterance import Utterance
+from sparq.errors import UserError
+from sparq.evaluation.degradation import Scores
+from sparq.evaluation.outliers import OutlierReport, outliers
+from sparq.evaluation.perplexity import padded_batches, perplexity
+from sparq.evaluation.recognition import WordErrors, word_error_rate
+from sparq.language.generation import GenerationOptions, generate
+from sparq.language.speech_lm import SpeechLM
+from sparq.language.tasks import TASKS, Example, example, prompt
+from sparq.language.vocabulary import Vocabulary
+from sparq.speech.recogniser import Recogniser
+
+MODALITIES = {"text": "textlm", "speech": "speechlm", "speech with text": "asr"}
+"""Kind of input in Figure 3 → the task whose sequences it is measured on."""
+
+LIVE = 32  # utterances measured while a model trains
+
+
+@dataclasses.dataclass(frozen=True)
+class Assessment:
+    """Everything that is measured of a model.
+
+    Attributes:
+        scores: the paper's four.
+        accuracy: next-token accuracy in percent for each task.
+        asr, tts: the word errors behind the rates.
+        outliers: kind of input → outliers on it.
+        transcripts: what it wrote down of each utterance.
+        heard: what the judge heard of each sentence that it spoke.
+    """
+
+    scores: Scores
+    accuracy: Mapping[str, float]
+    asr: WordErrors
+    tts: WordErrors
+    outliers: Mapping[str, OutlierReport]
+    transcripts: Sequence[str]
+    heard: Sequence[str]
+
+
+def task_examples(vocabulary: Vocabulary, utterances: Sequence[Utterance], task: str) -> list[Example]:
+    """Write utterances as examples of a task, leaving out those that have no speech where it needs some.
+
+    Raises:
+        UserError: nothing is left.
+    """
+    needs_speech = task != "textlm"
+    made = [
+        example(TASKS[task], vocabulary, text=u.text, units=u.units)
+        for u in utterances
+        if vocabulary.write_text(u.text) and (len(u.units) or not needs_speech)
+    ]
+    if not made:
+        raise UserError(f"evaluation: there is not one utterance for task {task}")
+    return made
+
+
+def assess(
+    lm: SpeechLM,
+    utterances: Sequence[Utterance],
+    judge: Recogniser,
+    config: EvaluationConfig,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Assessment:
+    """Measure a model.
+
+    Args:
+        lm: the model, with a vocoder.
+        utterances: held out from its training; the first ``config.sentences`` are used.
+        judge: recogniser that hears what the model says.
+        config: how many sentences, and how the model searches.
+        progress: told what is done next.
+
+    Raises:
+        UserError: there are no utterances, or the model cannot speak.
+    """
+    chosen = [u for u in utterances if len(u.units) and lm.vocabulary.write_text(u.text)][: config.sentences]
+    if not chosen:
+        raise UserError("evaluation: there is not one held-out utterance")
+    texts = [u.text for u in chosen]
+    options = GenerationOptions(
+        method="beam" if config.beam > 1 else "greedy", beams=config.beam, max_pieces=config.max_pieces
+    )
+    progress("perplexity")
+    likelihoods = {task: perplexity(lm.model, task_examples(lm.vocabulary, chosen, task)) for task in TASKS}
+    progress("outliers")
+    report = outliers_by_modality(lm.model, lm.vocabulary, chosen)
+    progress("listening")
+    asr = TASKS["asr"]
+    prompts = [prompt(asr, lm.vocabulary, u.units) for u in chosen]
+    transcripts = [
+        lm.vocabulary.decode_text(ids) for ids in generate(lm.model, lm.vocabulary, prompts, asr.target, options)
+    ]
+    progress("speaking")
+    heard = judge.transcribe([wave for wave, _ in lm.speak(texts, options)])
+    asr_errors, tts_errors = word_error_rate(texts, transcripts), word_error_rate(texts, heard)
+    scores = Scores(
+        text_perplexity=likelihoods["textlm"].perplexity,
+        speech_perplexity=likelihoods["speechlm"].perplexity,
+        asr_wer=asr_errors.wer,
+        tts_wer=tts_errors.wer,
+    )
+    accuracy = {task: likelihood.next_token_accuracy for task, likelihood in likelihoods.items()}
+    return Assessment(scores, accuracy, asr_errors, tts_errors, report, transcripts, heard)
+
+
+def outliers_by_modality(
+    model: PreTrainedModel, vocabulary: Vocabulary, utterances: Sequence[Utterance]
+) -> dict[str, OutlierReport]:
+    """Measure outliers on text, on speech, and on speech with its text (Figure 3)."""
+    return {
+        kind: outliers(model, padded_batches(task_examples(vocabulary, utterances, task)))
+        for kind, task in MODALITIES.items()
+    }
+
+
+def live_measure(vocabulary: Vocabulary, utterances: Sequence[Utterance]) -> Callable[[nn.Module], dict[str, float]]:
+    """Make the measure that is taken as a model trains: next-token accuracy of each task, and outliers."""
+    few = list(utterances[:LIVE])
+
+    def measure(model: nn.Module) -> dict[str, float]:
+        base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+        values: dict[str, float] = {}
+        for task in TASKS:
+            likelihood = perplexity(base, task_examples(vocabulary, few, task))
+            values[f"held_out/{task}/accuracy"] = likelihood.next_token_accuracy
+            values[f"held_out/{task}/loss"] = math.log(likelihood.perplexity)
+        for kind, report in outliers_by_modality(base, vocabulary, few).items():
+            values[f"outliers/{kind}/maximum_infinity_norm"] = report.maximum_infinity_norm
+            values[f"outliers/{kind}/average_kurtosis"] = report.average_kurtosis
+        return values
+
+    return measure

@@ -1,0 +1,93 @@
+"""What a person sees of a run on the terminal: stages as they come and go, a bar while a model trains, a table."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from sparq.stages import StageEvent
+
+COLUMNS = {
+    "text_perplexity": "text\nperplexity",
+    "speech_perplexity": "speech\nperplexity",
+    "asr_wer": "ASR WER\n%",
+    "tts_wer": "TTS WER\n%",
+    "average_drop": "average\ndrop %",
+    "maximum_infinity_norm": "maximum\ninfinity norm",
+    "average_kurtosis": "average\nkurtosis",
+}
+
+
+class Terminal:
+    """Draws on standard error, so that standard output holds results alone; ``quiet`` draws nothing."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self._console = Console(stderr=True, quiet=quiet, highlight=False)
+        self._bar = Progress(
+            TextColumn("  {task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[speed]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[loss]}"),
+            console=self._console,
+            transient=True,
+        )
+        self._task: Any = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop()
+
+    def stage(self, event: StageEvent) -> None:
+        """Tell of a stage that is skipped, begun or finished."""
+        self._stop()
+        took = f" in {event.seconds:.0f} s" if event.state == "finished" else ""
+        self._console.print(f"{event.state:>9}  {event.folder}{took}")
+
+    def note(self, text: str) -> None:
+        """Tell what is being done inside a stage."""
+        self._console.print(f"{'':>9}  {text} ...", style="dim")
+
+    def training(self, step: int, last: float, logged: Mapping[str, float]) -> None:
+        """Move the bar of a training."""
+        if self._task is None:
+            self._bar.start()
+            self._task = self._bar.add_task("training", total=last, speed="", loss="", start=True)
+        speed = self._bar.tasks[0].speed
+        loss = f"loss {logged['loss']:.3f}" if "loss" in logged else self._bar.tasks[0].fields["loss"]
+        shown = f"{speed:.2f} steps/s" if speed else ""
+        self._bar.update(self._task, completed=step, speed=shown, loss=loss)
+
+    def _stop(self) -> None:
+        if self._task is not None:
+            self._bar.stop()
+            self._bar.remove_task(self._task)
+            self._task = None
+
+    def table(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Print the scores of a run on standard output."""
+        table = Table(title="Scores on held-out sentences (quantisation simulated); lower is better")
+        table.add_column("attention")
+        table.add_column("bits")
+        for heading in COLUMNS.values():
+            table.add_column(heading, justify="right")
+        before = None
+        for row in rows:
+            if before not in (None, row["sink"]):
+                table.add_section()
+            before = row["sink"]
+            numbers = ["–" if row[name] is None else f"{row[name]:,.2f}" for name in COLUMNS]
+            table.add_row(row["sink"], row["bits"], *numbers)
+        Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else 120).print(table)
