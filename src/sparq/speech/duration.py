@@ -1,0 +1,91 @@
+"""How long a merged unit lasts: a small convolutional predictor, as in the unit HiFi-GAN.
+
+A language model over merged units says *what* is spoken; this says how many frames each unit takes. The network is
+FastSpeech 2's variance predictor on unit embeddings, trained by squared error on log(1 + frames) (Lee et al. 2022,
+"Direct Speech-to-Speech Translation with Discrete Units", section 3.3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.utils.rnn import pad_sequence
+
+from sparq.speech.units import merge_repeats
+
+
+class DurationPredictor(nn.Module):
+    """Two convolutions with layer normalisation over unit embeddings, then one number per unit.
+
+    Args:
+        units: size of the codebook.
+        width: size of the embeddings and of the hidden layers.
+        kernel: units that each convolution sees.
+        dropout: after each layer, while training.
+    """
+
+    def __init__(self, units: int, width: int = 128, kernel: int = 3, dropout: float = 0.2) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(units, width)
+        self.convolutions = nn.ModuleList(nn.Conv1d(width, width, kernel, padding=kernel // 2) for _ in range(2))
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2))
+        self.dropout = nn.Dropout(dropout)
+        self.last = nn.Linear(width, 1)
+
+    def forward(self, units: Tensor, lengths: Tensor) -> Tensor:
+        """Predict log(1 + frames), float [batch, units], for merged units int64 [batch, units] padded to one length."""
+        mask = (torch.arange(units.shape[1], device=units.device) < lengths[:, None])[..., None]
+        x = self.embedding(units)
+        for convolution, norm in zip(self.convolutions, self.norms, strict=True):
+            y = convolution((x * mask).transpose(1, 2)).transpose(1, 2)
+            x = self.dropout(norm(functional.relu(y)))
+        return self.last(x)[..., 0]
+
+    @torch.no_grad()
+    def durations(self, units: Tensor, lengths: Tensor) -> Tensor:
+        """Predict whole frames, int64 [batch, units], at least one each and zero beyond a sequence's length."""
+        frames = torch.expm1(self(units, lengths)).round().long().clamp(min=1)
+        return frames * (torch.arange(units.shape[1], device=units.device) < lengths[:, None])
+
+    def loss(self, units: Sequence[Tensor], durations: Sequence[Tensor]) -> Tensor:
+        """Mean squared error of log(1 + frames) over a batch of merged sequences."""
+        lengths = torch.tensor([len(u) for u in units])
+        predicted = self(pad_sequence(list(units), batch_first=True), lengths)
+        wanted = torch.log1p(pad_sequence(list(durations), batch_first=True).float())
+        mask = torch.arange(predicted.shape[1]) < lengths[:, None]
+        return (predicted - wanted)[mask].square().mean()
+
+
+def fit_durations(
+    sequences: Sequence[np.ndarray], units: int, *, steps: int = 1000, batch: int = 32, seed: int = 0
+) -> DurationPredictor:
+    """Train a duration predictor on raw unit sequences.
+
+    Args:
+        sequences: int [frames] each, repeats not merged.
+        units: size of the codebook.
+        steps: Adam steps, the learning rate falling linearly from 1e-3 to nothing.
+        batch: sequences per step.
+        seed: of weights, dropout and batches.
+    """
+    merged = [merge_repeats(sequence) for sequence in sequences if len(sequence)]
+    random = np.random.default_rng(seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = DurationPredictor(units)
+        optimiser = torch.optim.Adam(model.parameters(), lr=1e-3)
+        for step in range(steps):
+            optimiser.param_groups[0]["lr"] = 1e-3 * (1 - step / steps)
+            chosen = [merged[i] for i in random.integers(len(merged), size=batch)]
+            loss = model.loss(
+                [torch.as_tensor(u, dtype=torch.long) for u, _ in chosen],
+                [torch.as_tensor(d, dtype=torch.long) for _, d in chosen],
+            )
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+    return model.eval()
