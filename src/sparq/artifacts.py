@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import datetime
+import datetime as dt
 import hashlib
 import json
 import os
@@ -66,18 +66,23 @@ def fingerprint(value: object) -> str:
 
 def provenance() -> dict[str, str]:
     """Say which command, commit and machine make something, and when (UTC)."""
-    commit = "unknown"
+    commit, python = "unknown", f"Python {platform.python_version()}"
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         here = Path(__file__).parent
         run = subprocess.run(
-            ["git", "rev-parse", "--short=12", "HEAD"], cwd=here, capture_output=True, text=True, timeout=10, check=False
+            ["git", "rev-parse", "--short=12", "HEAD"],
+            cwd=here,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=False,
         )
         commit = run.stdout.strip() or "unknown"
     return {
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "commit": commit,
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}",
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}, {python}",
+        "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
     }
 
 

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from sparq.language.generation import GenerationOptions
     from sparq.language.speech_lm import SpeechLM
 
+Command = Callable[[argparse.Namespace], None]
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code."""

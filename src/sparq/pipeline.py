@@ -30,7 +30,7 @@ from sparq.adaptation.examples import ExampleStream
 from sparq.adaptation.start import new_model, pretrained_model
 from sparq.adaptation.training import Report, Training, adapt
 from sparq.artifacts import MANIFEST, Manifest, fingerprint, read_manifest, require_match, write_text
-from sparq.assets import shipped
+from sparq.assets import embedded, embedded_names, shipped
 from sparq.attention import install
 from sparq.config import AdaptationConfig, QuantizationRow, VocoderTrainingConfig
 from sparq.corpus.build import corpus_stage
@@ -126,7 +126,7 @@ class Run:
             raise UserError("vocabulary.mode: extend needs model.name (the pretrained model whose tokenizer is kept)")
         from transformers import AutoTokenizer
 
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        tokenizer = AutoTokenizer.from_pretrained(language_model(name))
         ExtendedVocabulary.train(lines, config.size, units, tokenizer, **options).save(work)
 
     @cached_property
@@ -173,7 +173,7 @@ class Run:
         if start is not None:
             model = SpeechLM.load(start).model
         elif name is not None:
-            model = pretrained_model(name, vocabulary, recipe.adaptation.seed)
+            model = pretrained_model(language_model(name), vocabulary, recipe.adaptation.seed)
         else:
             model = new_model(recipe.model, vocabulary, recipe.adaptation.seed)
         detach = recipe.attention.detach and sink in {"max", "mean"}
@@ -308,6 +308,11 @@ def calibration_batches(
     chosen = [utterances[i] for i in order[: max(1, -(-sequences // len(TASKS)))]]
     examples = [made for task in TASKS for made in task_examples(vocabulary, chosen, task)]
     return list(padded_batches(examples[:sequences]))
+
+
+def language_model(name: str) -> str:
+    """Give what transformers loads for a name: the folder of a model that travels in a package, or the name itself."""
+    return str(embedded(name)) if name in embedded_names() else name
 
 
 def ready_made(name: str, *, must_exist: bool = True) -> Path | None:
