@@ -17,56 +17,44 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor
-from transformers import PreTrainedModel
 
-from sparq.adaptation.examples import ExampleStream
 from sparq.adaptation.start import new_model, pretrained_model
-from sparq.adaptation.training import Report, Training, adapt
-from sparq.artifacts import MANIFEST, Manifest, fingerprint, read_manifest, require_match, write_text
-from sparq.assets import embedded, embedded_names, shipped
+from sparq.artifacts import Manifest, write_text
 from sparq.attention import install
-from sparq.config import AdaptationConfig, QuantizationRow, VocoderTrainingConfig
+from sparq.config import QuantizationRow
 from sparq.corpus.build import corpus_stage
 from sparq.corpus.corpus import Corpus
 from sparq.errors import UserError
-from sparq.evaluation.perplexity import padded_batches
-from sparq.evaluation.scoring import assess, live_measure, task_examples
+from sparq.evaluation.scoring import assess
 from sparq.language.speech_lm import SpeechLM
 from sparq.language.tasks import TASKS
-from sparq.language.vocabulary import ExtendedVocabulary, JointVocabulary, Vocabulary, Writer, load_vocabulary
-from sparq.quantization import QuantizationConfig, quantize
+from sparq.language.vocabulary import ExtendedVocabulary, JointVocabulary, Vocabulary, load_vocabulary
+from sparq.language.writing import Writer
+from sparq.making import (
+    SPEECHLM,
+    TRAINING,
+    Watcher,
+    adapt_model,
+    known,
+    language_model,
+    make_vocoder,
+    quantize_into,
+    ready_made,
+)
+from sparq.quantization import QuantizationConfig
 from sparq.recipe import Recipe
 from sparq.speech.recogniser import Recogniser, load_recogniser
-from sparq.speech.vocoder import Vocoder, VocoderConfig
-from sparq.speech.vocoder_training import VocoderTraining, train_vocoder
-from sparq.stages import Stage, StageEvent, run_stage
+from sparq.speech.vocoder import Vocoder
+from sparq.stages import Stage, run_stage
 
-SPEECHLM = "speechlm"
 FULL = "W16A16"
 VOCABULARY_LINES = 20_000
 RESULT = "result.json"
-
-
-@dataclasses.dataclass(frozen=True)
-class Watcher:
-    """Who is told how a run goes.
-
-    Attributes:
-        stage: of every stage that is skipped, begun and finished.
-        training: of every training step (step, last step, what was logged last).
-        note: of what is being done inside a stage.
-    """
-
-    stage: Callable[[StageEvent], None] = lambda _: None
-    training: Report = lambda *_: None
-    note: Callable[[str], None] = lambda _: None
 
 
 class Run:
@@ -78,9 +66,30 @@ class Run:
         self.folder = recipe.folder
         self.watcher = watcher or Watcher()
         self._quiet = quiet
+        self._done: dict[str, Manifest] = {}
+
+    def check(self) -> None:
+        """Say early what would only be found out late.
+
+        Raises:
+            UserError: a ready-made part or the judge cannot be had, or two rows make models of one name.
+        """
+        recipe = self.recipe
+        for name in (recipe.vocabulary.name, recipe.vocoder.name):
+            if name is not None:
+                ready_made(name)
+        if recipe.vocabulary.name is None and recipe.vocabulary.mode == "extend" and recipe.model.name is None:
+            raise UserError("vocabulary.mode: extend needs model.name (the pretrained model whose tokenizer is kept)")
+        names = [model_name("", row) for row in recipe.quantization]
+        for name in names:
+            if names.count(name) > 1:
+                raise UserError(f"quantization: two rows make the model {name[1:]} (expected one row for each)")
+        _ = self.judge
 
     def _run(self, stage: Stage) -> Manifest:
-        return run_stage(self.folder, stage, self.watcher.stage)
+        if stage.name not in self._done:
+            self._done[stage.name] = run_stage(self.folder, stage, self.watcher.stage)
+        return self._done[stage.name]
 
     @cached_property
     def corpus_manifest(self) -> Manifest:
@@ -98,7 +107,7 @@ class Run:
         """The vocabulary, made or copied if need be."""
         config = self.recipe.vocabulary
         ready = None if config.name is None else ready_made(config.name)
-        inputs = {"corpus": self.corpus_manifest.fingerprint} if ready is None else _known(ready, "vocabulary")
+        inputs = {"corpus": self.corpus_manifest.fingerprint} if ready is None else known(ready, "vocabulary")
         return self._run(Stage("vocabulary", dataclasses.asdict(config), inputs, partial(self._vocabulary, ready)))
 
     @cached_property
@@ -121,12 +130,9 @@ class Run:
         if config.mode == "joint":
             JointVocabulary.train(lines, config.size, units, **options).save(work)
             return
-        name = self.recipe.model.name
-        if name is None:
-            raise UserError("vocabulary.mode: extend needs model.name (the pretrained model whose tokenizer is kept)")
         from transformers import AutoTokenizer
 
-        tokenizer = AutoTokenizer.from_pretrained(language_model(name))
+        tokenizer = AutoTokenizer.from_pretrained(language_model(str(self.recipe.model.name)))
         ExtendedVocabulary.train(lines, config.size, units, tokenizer, **options).save(work)
 
     @cached_property
@@ -134,7 +140,7 @@ class Run:
         """The vocoder, trained or copied if need be."""
         config = self.recipe.vocoder
         ready = None if config.name is None else ready_made(config.name)
-        inputs = {"corpus": self.corpus_manifest.fingerprint} if ready is None else _known(ready, "vocoder")
+        inputs = {"corpus": self.corpus_manifest.fingerprint} if ready is None else known(ready, "vocoder")
         return self._run(Stage("vocoder", dataclasses.asdict(config), inputs, partial(self._vocoder, ready)))
 
     def _vocoder(self, ready: Path | None, work: Path) -> None:
@@ -165,7 +171,7 @@ class Run:
         }
         start = None if name is None else ready_made(name, must_exist=False)
         if start is not None:
-            inputs |= _known(start, "speechlm")
+            inputs |= known(start, "speechlm")
         return self._run(Stage(sink, settings, inputs, partial(self._adapt, sink, name, start)))
 
     def _adapt(self, sink: str, name: str | None, start: Path | None, work: Path) -> None:
@@ -178,8 +184,9 @@ class Run:
             model = new_model(recipe.model, vocabulary, recipe.adaptation.seed)
         detach = recipe.attention.detach and sink in {"max", "mean"}
         install(model, sink, recipe.attention.implementation, detach=detach)
+        self._speechlm(model)  # raises before the training if the parts were not made for each other
         training = adapt_model(
-            model, self.corpus, vocabulary, recipe.adaptation, work / "training", self.watcher.training
+            model, self.corpus, vocabulary, recipe.adaptation, work / TRAINING, self.watcher.training
         )
         self._speechlm(training.model).save(work / SPEECHLM)
 
@@ -187,22 +194,18 @@ class Run:
         """One variant at one width, quantised if need be (simulated)."""
         inputs = {"model": self.adapted(sink).fingerprint}
         config = QuantizationConfig(**dataclasses.asdict(row))
-        return self._run(
-            Stage(f"{sink}-{config.bits}", dataclasses.asdict(row), inputs, partial(self._quantize, sink, config))
-        )
+        build = partial(self._quantize, sink, config)
+        return self._run(Stage(model_name(sink, row), dataclasses.asdict(row), inputs, build))
 
     def _quantize(self, sink: str, config: QuantizationConfig, work: Path) -> None:
-        lm = SpeechLM.load(self.folder / sink / SPEECHLM)
-        quantize(lm.model, config, calibration_batches(self.corpus, lm.vocabulary, config.calibration_sequences))
-        lm.save(work / SPEECHLM)
+        quantize_into(self.folder / sink / SPEECHLM, self.corpus, config, work / SPEECHLM)
 
     def scored(self, sink: str, row: QuantizationRow | None) -> Manifest:
         """What is measured of one variant at one width (None: as it was adapted)."""
         made = self.adapted(sink) if row is None else self.quantized(sink, row)
         name = model_name(sink, row)
-        bits = FULL if row is None else QuantizationConfig(**dataclasses.asdict(row)).bits
         stage = Stage(
-            f"scores-{sink}-{bits}",
+            f"scores-{sink}-{FULL}" if row is None else f"scores-{name}",
             dataclasses.asdict(self.recipe.evaluation),
             {"model": made.fingerprint, "corpus": self.corpus_manifest.fingerprint},
             partial(self._score, name),
@@ -226,111 +229,8 @@ class Run:
 
 
 def model_name(sink: str, row: QuantizationRow | None) -> str:
-    """Name the stage of a model."""
-    return sink if row is None else f"{sink}-{QuantizationConfig(**dataclasses.asdict(row)).bits}"
-
-
-def adapt_model(
-    model: PreTrainedModel,
-    corpus: Corpus,
-    vocabulary: Vocabulary,
-    config: AdaptationConfig,
-    folder: Path,
-    report: Report,
-) -> Training:
-    """Adapt a model, its attention installed, to a corpus; live measures are taken on what the corpus held out.
-
-    Args:
-        model: with the vocabulary's embeddings.
-        corpus: what it learns from.
-        vocabulary: how that is written.
-        config: how it learns.
-        folder: for the log; checkpoints are in it until the training is done.
-        report: told of every step.
-    """
-    stream = ExampleStream(
-        corpus.utterances("train"),
-        vocabulary,
-        config.task_weights,
-        config.batch_bins,
-        config.seed,
-        config.curriculum,
-        model.config.max_position_embeddings,
-    )
-    held_out = corpus.utterances("held_out")
-    measure = live_measure(vocabulary, held_out) if held_out else None
-    training = adapt(model, stream, config, folder, measure=measure, report=report)
-    for checkpoint in folder.glob("checkpoint-*"):
-        shutil.rmtree(checkpoint)  # only needed while it trained
-    return training
-
-
-def adapt_speechlm(
-    lm: SpeechLM, corpus: Corpus, sink: str | None, config: AdaptationConfig, folder: Path, report: Report
-) -> Training:
-    """Adapt a SpeechLM further and write it to ``folder/speechlm``; ``sink`` None keeps its attention.
-
-    Raises:
-        UserError: the corpus has units of another codebook.
-    """
-    require_match("the model (its codebook)", lm.codebook.fingerprint, corpus.codebook.fingerprint)
-    if sink is not None:
-        install(lm.model, sink)
-    training = adapt_model(lm.model, corpus, lm.vocabulary, config, folder / "training", report)
-    SpeechLM(training.model, lm.vocabulary, lm.codebook, lm.vocoder, limits=lm.limits).save(folder / SPEECHLM)
-    return training
-
-
-def make_vocoder(config: VocoderTrainingConfig, corpus: Corpus, folder: Path) -> Vocoder:
-    """Train a vocoder on the recordings that a corpus kept, and write it into ``folder``.
-
-    Raises:
-        UserError: the corpus kept no audio.
-    """
-    changes = {k: v for k, v in (("steps", config.steps), ("batch", config.batch)) if v is not None}
-    vocoder = train_vocoder(
-        corpus.recordings(),
-        folder / "training",
-        corpus.codebook.fingerprint,
-        VocoderConfig.preset(config.preset, units=corpus.codebook.size),
-        dataclasses.replace(VocoderTraining.preset(config.preset), seed=config.seed, **changes),
-    )
-    vocoder.save(folder)
-    return vocoder
-
-
-def calibration_batches(
-    corpus: Corpus, vocabulary: Vocabulary, sequences: int, seed: int = 0
-) -> list[dict[str, Tensor]]:
-    """Draw calibration sequences, the four tasks in turn, from what a corpus holds to train on."""
-    utterances = corpus.utterances("train")
-    order = np.random.default_rng(seed).permutation(len(utterances))
-    chosen = [utterances[i] for i in order[: max(1, -(-sequences // len(TASKS)))]]
-    examples = [made for task in TASKS for made in task_examples(vocabulary, chosen, task)]
-    return list(padded_batches(examples[:sequences]))
-
-
-def language_model(name: str) -> str:
-    """Give what transformers loads for a name: the folder of a model that travels in a package, or the name itself."""
-    return str(embedded(name)) if name in embedded_names() else name
-
-
-def ready_made(name: str, *, must_exist: bool = True) -> Path | None:
-    """Find a ready-made part: a SpARQ folder, or the name of one that ships.
-
-    Raises:
-        UserError: there is none, and there must be.
-    """
-    if (Path(name) / MANIFEST).is_file():
-        return Path(name)
-    try:
-        return shipped(name)
-    except UserError:
-        if must_exist:
-            raise
-    return None
-
-
-def _known(folder: Path, kind: str) -> dict[str, str]:
-    manifest = read_manifest(folder, kind)
-    return {"ready": fingerprint([manifest.fingerprint, dict(manifest.inputs)])}
+    """Name the stage of a model: ``max``, ``max-W8A8`` (SmoothQuant), ``max-W8A8-round``."""
+    if row is None:
+        return sink
+    bits = QuantizationConfig(**dataclasses.asdict(row)).bits
+    return f"{sink}-{bits}" if row.method == "smoothquant" else f"{sink}-{bits}-{row.method}"

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sparq.config import CorpusConfig, SourceConfig
 from sparq.corpus.plan import LONGEST_PHRASE, plan_corpus
 from sparq.errors import UserError
-from sparq.language.vocabulary import normalise_text
+from sparq.language.writing import normalise_text
 
 WORDS = ["yes", "no", "the", "old", "house", "stood", "empty", "on", "a", "hill"]
 

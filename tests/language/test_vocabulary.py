@@ -11,16 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparq.errors import UserError
-from sparq.language.vocabulary import (
-    CONTROLS,
-    UNIT_ORIGIN,
-    ExtendedVocabulary,
-    JointVocabulary,
-    Modality,
-    load_vocabulary,
-    normalise_text,
-    unit_characters,
-)
+from sparq.language.vocabulary import ExtendedVocabulary, JointVocabulary, Modality, load_vocabulary
+from sparq.language.writing import CONTROLS, UNIT_ORIGIN, normalise_text, unit_characters
 
 UNITS = 12
 LETTERS = "abcdefghijklmnopqrstuwxyz'"  # what the small corpus holds of the alphabet

@@ -20,7 +20,7 @@ from sparq.assets import resolve
 from sparq.config import CorpusConfig, SourceConfig
 from sparq.corpus.readers import Recording, read_corpus
 from sparq.errors import UserError
-from sparq.language.vocabulary import normalise_text
+from sparq.language.writing import normalise_text
 
 LONGEST_PHRASE = 5  # words
 LARGEST_SHARD, SMALLEST_SHARD = 128, 8  # utterances

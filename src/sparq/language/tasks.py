@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from sparq.errors import UserError
-from sparq.language.vocabulary import Modality, Vocabulary, Writer
+from sparq.language.vocabulary import Modality, Vocabulary
+from sparq.language.writing import Writer
 
 IGNORED = -100  # the label that the cross-entropy of torch passes over
 

@@ -14,7 +14,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import sentencepiece
@@ -22,14 +22,15 @@ from typing_extensions import override
 
 from sparq.artifacts import fingerprint, read_manifest, write_manifest
 from sparq.errors import UserError
-
-CONTROLS = ("<startoftext>", "<startofspeech>", "<generatetext>", "<generatespeech>")
-UNIT_ORIGIN = 0x4E00
-MAXIMUM_UNITS = 0x9FFF - UNIT_ORIGIN + 1  # the block of CJK ideographs
-_CONTROL_PATTERN = re.compile("(" + "|".join(CONTROLS) + ")")
-_UNIT_RANGE = re.compile(f"[{chr(UNIT_ORIGIN)}-{chr(UNIT_ORIGIN + MAXIMUM_UNITS - 1)}]")
-
-Normalisation = Literal["none", "lower", "letters"]
+from sparq.language.writing import (
+    CONTROLS,
+    UNIT_ORIGIN,
+    UNIT_RANGE,
+    Normalisation,
+    Writer,
+    checked_units,
+    unit_characters,
+)
 
 
 class Modality(enum.IntEnum):
@@ -38,72 +39,6 @@ class Modality(enum.IntEnum):
     CONTROL = 0
     TEXT = 1
     SPEECH = 2
-
-
-def unit_characters(units: Iterable[int]) -> str:
-    """Write units as characters, U+4E00 + u each, without spaces."""
-    return "".join(chr(UNIT_ORIGIN + int(unit)) for unit in units)
-
-
-def normalise_text(text: str, how: Normalisation) -> str:
-    """Bring text into the form that the language model sees.
-
-    Args:
-        text: what a user or a corpus wrote.
-        how: ``none`` keeps it, ``lower`` lower-cases it (VoxtLM), ``letters`` also keeps letters, digits and
-            apostrophes alone, as the transcripts of LibriSpeech do.
-
-    Raises:
-        UserError: the text holds a control token or a character that stands for a unit.
-    """
-    if _CONTROL_PATTERN.search(text) or _UNIT_RANGE.search(text):
-        raise UserError(f"text {text[:40]!r}: holds a control token or a character that stands for a speech unit")
-    if how == "none":
-        return " ".join(text.split())
-    text = text.lower().replace("\u2019", "'")
-    if how == "letters":
-        text = re.sub(r"[^\w' ]|_", " ", text)
-    return " ".join(text.split())
-
-
-def _checked_units(units: int) -> int:
-    if not 1 <= units <= MAXIMUM_UNITS:
-        raise UserError(f"units: {units} (expected 1 to {MAXIMUM_UNITS})")
-    return units
-
-
-class Writer:
-    """Writes text and units into lines, before there are pieces.
-
-    Attributes:
-        units: number of units k of the codebook.
-        deduplicate: whether repeats of a unit are merged before they are written.
-        normalisation: how text is brought into form, see :func:`normalise_text`.
-    """
-
-    def __init__(self, units: int, *, deduplicate: bool, normalisation: Normalisation) -> None:
-        self.units = _checked_units(units)
-        self.deduplicate = deduplicate
-        self.normalisation: Normalisation = normalisation
-
-    def write_text(self, text: str) -> str:
-        """Text as it stands in a line."""
-        return normalise_text(text, self.normalisation)
-
-    def write_units(self, units: Sequence[int] | np.ndarray) -> str:
-        """Units as they stand in a line: repeats merged if ``deduplicate``, one character each.
-
-        Raises:
-            UserError: a unit is outside the codebook.
-        """
-        array = np.asarray(units, dtype=np.int64)
-        if array.size and (array.min() < 0 or array.max() >= self.units):
-            raise UserError(
-                f"unit {int(array.max() if array.min() >= 0 else array.min())}: outside 0 to {self.units - 1}"
-            )
-        if self.deduplicate and array.size:
-            array = array[np.insert(array[1:] != array[:-1], 0, True)]
-        return unit_characters(array)
 
 
 class Vocabulary(Writer, ABC):
@@ -192,7 +127,7 @@ class JointVocabulary(Vocabulary):
         for index, piece in enumerate(self._names[2:], start=2):
             if piece in CONTROLS:
                 continue
-            self.modality[index] = Modality.SPEECH if _UNIT_RANGE.search(piece) else Modality.TEXT
+            self.modality[index] = Modality.SPEECH if UNIT_RANGE.search(piece) else Modality.TEXT
 
     @classmethod
     def train(
@@ -228,7 +163,7 @@ class JointVocabulary(Vocabulary):
                 add_dummy_prefix=False,
                 remove_extra_whitespaces=False,
                 user_defined_symbols=list(CONTROLS),
-                required_chars=unit_characters(range(_checked_units(units))),
+                required_chars=unit_characters(range(checked_units(units))),
                 pad_id=0,
                 pad_piece="<blank>",
                 unk_id=1,
@@ -258,7 +193,7 @@ class JointVocabulary(Vocabulary):
 
     @override
     def _speech_piece(self, index: int) -> str:
-        return "".join(_UNIT_RANGE.findall(self._names[index]))
+        return "".join(UNIT_RANGE.findall(self._names[index]))
 
     @property
     @override
@@ -302,7 +237,7 @@ class ExtendedVocabulary(Vocabulary):
         self.modality[: self.text_size] = Modality.TEXT
         self.modality[list(tokenizer.all_special_ids)] = Modality.CONTROL
         for index, piece in enumerate(self._names):
-            if _UNIT_RANGE.search(piece):
+            if UNIT_RANGE.search(piece):
                 self.modality[self._first + index] = Modality.SPEECH
 
     @classmethod
@@ -321,7 +256,7 @@ class ExtendedVocabulary(Vocabulary):
         Raises:
             UserError: there are no units in the lines, or not enough for so many pieces.
         """
-        speech = (run for line in lines for run in re.findall(_UNIT_RANGE.pattern + "+", line))
+        speech = (run for line in lines for run in re.findall(UNIT_RANGE.pattern + "+", line))
         # SentencePiece counts its own unknown and padding ids, which no unit string ever uses.
         pieces = JointVocabulary.train(speech, max(size, units) + 3 + len(CONTROLS), units)
         return cls(tokenizer, pieces._model, units, deduplicate=deduplicate, normalisation=normalisation)  # noqa: SLF001 (a sibling)
@@ -329,10 +264,10 @@ class ExtendedVocabulary(Vocabulary):
     @override
     def encode(self, line: str) -> list[int]:
         ids: list[int] = []
-        for part in re.split(f"({'|'.join(CONTROLS)}|{_UNIT_RANGE.pattern}+)", line):
+        for part in re.split(f"({'|'.join(CONTROLS)}|{UNIT_RANGE.pattern}+)", line):
             if part in self._controls:
                 ids.append(self._controls[part])
-            elif _UNIT_RANGE.match(part):
+            elif UNIT_RANGE.match(part):
                 ids.extend(self._first + i for i in self._pieces.encode(part))
             elif part.strip():
                 ids.extend(self._tokenizer.encode(part, add_special_tokens=False))
