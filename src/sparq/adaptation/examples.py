@@ -1,7 +1,8 @@
 """Endless batches of the four tasks, sized by padded tokens, the same again for the same seed.
 
-A *batch bin* counts padded tokens: the longest sequence of a batch times the number of its sequences (VoxtLM). Within
-a pool of examples the batches are cut along the sorted lengths, so that padding stays small, and then shuffled.
+A *batch bin* counts padded tokens: the longest sequence of a batch times the number of its sequences (VoxtLM). Batches
+are made in rounds: enough examples for a round are drawn and sorted by length, batches are cut along that order, so
+that padding stays small, and then shuffled.
 
 Where a voice has told when each word was said, an example may be a *span*: some words of a sentence with the units
 spoken during them. Short spans first is what makes a small model find the alignment between units and text.
@@ -9,47 +10,21 @@ spoken during them. Short spans first is what makes a small model find the align
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+import copy
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
 from torch.utils.data import IterableDataset
 
 from sparq.config import CurriculumConfig
+from sparq.corpus.utterance import Utterance
 from sparq.errors import UserError
-from sparq.language.tasks import IGNORED, TASKS, Example, example
-from sparq.language.vocabulary import Vocabulary
+from sparq.language.tasks import IGNORED, TASKS, Example, Task, example
+from sparq.language.vocabulary import Modality, Vocabulary
 
-POOL = 4096  # examples sorted together
-
-
-@dataclasses.dataclass(frozen=True)
-class Utterance:
-    """A sentence that was said.
-
-    Attributes:
-        text: the sentence.
-        units: raw units [frames], or empty where there is text alone.
-        starts, ends: first frame of each word of ``text.split()`` and the one after its last, or None.
-    """
-
-    text: str
-    units: np.ndarray
-    starts: np.ndarray | None = None
-    ends: np.ndarray | None = None
-
-    @property
-    def words(self) -> int:
-        """Number of words."""
-        return len(self.text.split())
-
-    def span(self, first: int, last: int) -> Utterance:
-        """Words ``first`` to ``last`` (not included), with the units spoken during them."""
-        if self.starts is None or self.ends is None:
-            raise UserError(f"{self.text[:40]!r}: has no word times, so it has no spans")
-        text = " ".join(self.text.split()[first:last])
-        return Utterance(text, self.units[self.starts[first] : self.ends[last - 1]])
+ROUND = 64  # batches cut along one order of lengths; fewer would pad more
+ATTEMPTS = 1000  # to draw an utterance that can be an example
 
 
 class ExampleStream(IterableDataset[dict[str, torch.Tensor]]):
@@ -62,13 +37,17 @@ class ExampleStream(IterableDataset[dict[str, torch.Tensor]]):
         utterances: what to draw from.
         vocabulary: how it is written.
         task_weights: task name → share of the examples.
-        batch_bins: padded tokens a batch.
+        batch_bins: padded tokens of a batch at most.
         seed: of all draws.
-        curriculum: how long examples may be as batches go by; None sets no limit.
-        maximum_length: longer examples are left out (and would not fit the model).
+        curriculum: how long examples may be as batches go by (looked up at each round); None sets no limit.
+        maximum_length: the model's positions; longer examples are left out.
+
+    Attributes:
+        start: the batch that comes first.
 
     Raises:
-        UserError: no utterances, an unknown task, no positive weight, or bins too small for one example.
+        UserError: no utterances, an unknown task, no positive weight; and as batches are made, nothing that is short
+            enough for the bins, the positions or the curriculum.
     """
 
     def __init__(
@@ -87,79 +66,126 @@ class ExampleStream(IterableDataset[dict[str, torch.Tensor]]):
         total = sum(task_weights.values())
         if total <= 0 or min(task_weights.values()) < 0:
             raise UserError(f"task_weights: {dict(task_weights)} (expected weights of 0 or more, not all 0)")
-        spoken = [u for u in utterances if len(u.units)]
-        if not utterances or (not spoken and any(w for t, w in task_weights.items() if t != "textlm")):
-            raise UserError("no utterances to train on")
-        self._spoken = spoken
-        self._all = list(utterances)
-        self._spans = [u for u in spoken if u.starts is not None]
+        self._tasks = [TASKS[name] for name, weight in task_weights.items() if weight]
+        self._shares = np.cumsum([weight for weight in task_weights.values() if weight]) / total
+        self._written = _ByLength(utterances)
+        self._spoken = _ByLength(u for u in utterances if len(u.units))
+        self._timed = _ByLength(u for u in utterances if len(u.units) and u.starts is not None)
+        for task in self._tasks:
+            if not self._source(task):
+                raise UserError(
+                    f"task_weights: {task.name} has nothing to learn from (no utterances with what it needs)"
+                )
         self._vocabulary = vocabulary
-        self._tasks = [TASKS[name] for name in task_weights]
-        self._shares = np.array(list(task_weights.values()), float) / total
         self._bins = batch_bins
         self._seed = seed
         self._curriculum = curriculum or CurriculumConfig(batches=0)
-        self._maximum_length = min(maximum_length, batch_bins)
+        self._longest = min(maximum_length, batch_bins)
+        self.start = 0
 
     @property
     def batches_per_epoch(self) -> int:
-        """Number of batches that hold as many examples as there are utterances, as the first pool is cut."""
-        pool, batches = self._pool(0, 0)
-        return max(1, round(len(batches) * len(self._all) / len(pool)))
+        """Number of batches that hold as many examples as there are utterances, once there is no limit of words."""
+        batches = self._round(0, None)
+        return max(1, round(len(self._written) * len(batches) / sum(map(len, batches))))
 
-    def _draw(self, random: np.random.Generator, limit: int | None) -> Example | None:
-        task = self._tasks[random.choice(len(self._tasks), p=self._shares)]
-        bounded = limit is not None or random.random() < self._curriculum.spans
-        if bounded and self._spans:
-            utterance = self._spans[random.integers(len(self._spans))]
-            longest = min(utterance.words, limit or utterance.words)
-            count = int(random.integers(1, longest + 1))
-            first = int(random.integers(0, utterance.words - count + 1))
-            utterance = utterance.span(first, first + count)
-        else:
-            source = self._all if task.name == "textlm" else self._spoken
-            utterance = source[random.integers(len(source))]
-            if limit is not None and utterance.words > limit:
-                return None
-        made = example(task, self._vocabulary, text=utterance.text, units=utterance.units)
-        # A span whose words were swallowed has no units, and text may hold nothing that can be written.
-        empty = not utterance.text or (task.name != "textlm" and len(utterance.units) < 2)
-        return None if empty or len(made.input_ids) > self._maximum_length else made
-
-    def _pool(self, index: int, batch: int) -> tuple[list[Example], list[list[Example]]]:
-        """Draw the examples of a pool and cut them into batches, shuffled."""
-        random = np.random.default_rng((self._seed, index))
-        limit = self._curriculum.limit(batch)
-        drawn = (self._draw(random, limit) for _ in range(POOL))
-        pool = sorted((e for e in drawn if e is not None), key=lambda e: len(e.input_ids))
-        if not pool:
-            raise UserError("batch_bins: no example fits the model or a batch")
-        batches = list(self._cut(pool))
-        return pool, [batches[i] for i in random.permutation(len(batches))]
+    def starting_at(self, batch: int) -> ExampleStream:
+        """The same stream without its first batches; earlier rounds are not made again."""
+        later = copy.copy(self)
+        later.start = batch
+        return later
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
-        count = 0
-        for index in range(2**62):
-            for batch in self._pool(index, count)[1]:
-                yield collate(batch, self._vocabulary.pad_id)
-                count += 1
+        batch = self.start
+        while True:
+            index, done = divmod(batch, ROUND)
+            for examples in self._round(index, self._curriculum.limit(index * ROUND))[done:]:
+                yield collate(examples, self._vocabulary.pad_id)
+                batch += 1
 
-    def _cut(self, pool: Sequence[Example]) -> Iterator[list[Example]]:
-        batch: list[Example] = []
-        for made in pool:
-            if batch and (len(batch) + 1) * len(made.input_ids) > self._bins:
-                yield batch
-                batch = []
-            batch.append(made)
-        yield batch
+    def _round(self, index: int, limit: int | None) -> list[list[Example]]:
+        """Make the batches of a round, with at most ``limit`` words in an example."""
+        random = np.random.default_rng((self._seed, index))
+        drawn: list[Example] = []
+        room = ROUND * self._bins
+        while room > 0:
+            task = self._tasks[int(np.searchsorted(self._shares[:-1], random.random(), "right"))]
+            drawn.append(self._example(task, random, limit))
+            room -= len(drawn[-1].input_ids)
+        batches = list(_cut(sorted(drawn, key=_length), self._bins))
+        # So many examples fill a round and a little more; what is left over is as random as what is taken.
+        return [batches[i] for i in random.permutation(len(batches))[:ROUND]]
+
+    def _example(self, task: Task, random: np.random.Generator, limit: int | None) -> Example:
+        for _ in range(ATTEMPTS):
+            utterance = self._draw(task, random, limit)
+            # Text may hold nothing that can be written, and a word may be so swallowed that it has no units.
+            if not self._vocabulary.write_text(utterance.text) or (_has_speech(task) and not len(utterance.units)):
+                continue
+            made = example(task, self._vocabulary, text=utterance.text, units=utterance.units)
+            if len(made.input_ids) <= self._longest:
+                return made
+        raise UserError(
+            f"batch_bins: {self._bins} (no example of {task.name} found that is as short, and fits into the model)"
+        )
+
+    def _draw(self, task: Task, random: np.random.Generator, limit: int | None) -> Utterance:
+        bounded = limit is not None or random.random() < self._curriculum.spans
+        if not (bounded and self._timed):
+            return self._source(task).draw(random, limit)
+        utterance = self._timed.draw(random, None)
+        words = int(random.integers(1, min(utterance.words, limit or utterance.words) + 1))
+        first = int(random.integers(0, utterance.words - words + 1))
+        return utterance.span(first, first + words)
+
+    def _source(self, task: Task) -> _ByLength:
+        return self._spoken if _has_speech(task) else self._written
+
+
+class _ByLength:
+    """Utterances in the order of their numbers of words."""
+
+    def __init__(self, utterances: Iterable[Utterance]) -> None:
+        self._utterances = sorted((u for u in utterances if u.words), key=lambda u: u.words)
+        self._words = np.array([u.words for u in self._utterances])
+
+    def __len__(self) -> int:
+        return len(self._utterances)
+
+    def draw(self, random: np.random.Generator, limit: int | None) -> Utterance:
+        """Draw one of at most so many words."""
+        count = len(self) if limit is None else int(np.searchsorted(self._words, limit, "right"))
+        if not count:
+            raise UserError(
+                f"curriculum.words: {limit} (no utterance is as short, and none has times to cut words out)"
+            )
+        return self._utterances[random.integers(count)]
+
+
+def _has_speech(task: Task) -> bool:
+    return Modality.SPEECH in (task.condition, task.target)
+
+
+def _length(made: Example) -> int:
+    return len(made.input_ids)
+
+
+def _cut(examples: Iterable[Example], bins: int) -> Iterator[list[Example]]:
+    """Cut examples of rising length into batches of at most so many padded tokens."""
+    batch: list[Example] = []
+    for made in examples:
+        if batch and (len(batch) + 1) * len(made.input_ids) > bins:
+            yield batch
+            batch = []
+        batch.append(made)
+    yield batch
 
 
 def collate(examples: Sequence[Example], pad_id: int) -> dict[str, torch.Tensor]:
     """Pad examples on the right into ``input_ids`` and ``labels``, int64 [sequences, longest]."""
-    longest = max(len(e.input_ids) for e in examples)
-    ids = torch.full((len(examples), longest), pad_id)
-    labels = torch.full((len(examples), longest), IGNORED)
+    shape = len(examples), max(map(_length, examples))
+    ids, labels = np.full(shape, pad_id), np.full(shape, IGNORED)
     for row, made in enumerate(examples):
-        ids[row, : len(made.input_ids)] = torch.tensor(made.input_ids)
-        labels[row, : len(made.labels)] = torch.tensor(made.labels)
-    return {"input_ids": ids, "labels": labels}
+        ids[row, : len(made.input_ids)] = made.input_ids
+        labels[row, : len(made.labels)] = made.labels
+    return {"input_ids": torch.from_numpy(ids), "labels": torch.from_numpy(labels)}

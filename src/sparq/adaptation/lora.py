@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import torch
 from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel, get_peft_model
 from torch import nn
@@ -51,7 +52,7 @@ class AdapterShare:
 
     Attributes:
         adapters: parameters of the low-rank matrices.
-        embeddings: parameters of the input and output embeddings trained beside them.
+        embeddings: parameters trained whole beside them: input and output embeddings, learned sinks.
         model: parameters of the model without adapters.
     """
 
@@ -66,7 +67,7 @@ class AdapterShare:
 
 
 def target_linears(model: PreTrainedModel, config: LoraConfig) -> list[str]:
-    """Name the linears that get an adapter.
+    """Name the linears that get an adapter, by the ends of their names.
 
     Raises:
         UserError: the architecture is not known.
@@ -79,12 +80,13 @@ def target_linears(model: PreTrainedModel, config: LoraConfig) -> list[str]:
     return sorted({linear for target in config.targets for linear in known[target]})
 
 
-def add_lora(model: PreTrainedModel, config: LoraConfig) -> PeftModel:
+def add_lora(model: PreTrainedModel, config: LoraConfig, seed: int = 0) -> PeftModel:
     """Freeze a model, and add trainable adapters; embeddings and learned sinks are trained whole.
 
     Args:
         model: the language model, with the joint vocabulary's embeddings.
         config: rank, alpha, dropout and targets.
+        seed: of the adapters (their first matrices are random, their second ones zero).
 
     Raises:
         UserError: the architecture is not known.
@@ -92,13 +94,14 @@ def add_lora(model: PreTrainedModel, config: LoraConfig) -> PeftModel:
     whole = [name for name, module in model.named_modules() if _trained_whole(model, name, module)]
     settings = PeftLoraConfig(
         r=config.rank,
-        lora_alpha=config.alpha,
+        lora_alpha=config.alpha,  # type: ignore[arg-type] # it is only divided by
         lora_dropout=config.dropout,
         target_modules=target_linears(model, config),
         modules_to_save=sorted({name.rsplit(".", 1)[-1] for name in whole}),
         fan_in_fan_out=model.config.model_type == "gpt2",
         task_type="CAUSAL_LM",
     )
+    torch.manual_seed(seed)
     return get_peft_model(model, settings)
 
 

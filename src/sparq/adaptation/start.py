@@ -6,17 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
-from transformers import (
-    AutoModelForCausalLM,
-    LlamaConfig,
-    LlamaForCausalLM,
-    OPTConfig,
-    OPTForCausalLM,
-    PretrainedConfig,
-    PreTrainedModel,
-)
+from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM, PreTrainedModel
 
+from sparq.attention import load_pretrained
 from sparq.config import ModelConfig
 from sparq.errors import UserError
 from sparq.language.vocabulary import ExtendedVocabulary, Vocabulary
@@ -63,8 +57,9 @@ def new_model(config: ModelConfig, vocabulary: Vocabulary, seed: int = 0) -> Pre
 def pretrained_model(name: str | Path, vocabulary: Vocabulary, seed: int = 0) -> PreTrainedModel:
     """Load a text language model and give it the joint vocabulary.
 
-    With an ``extend`` vocabulary the embeddings of the text stay and those of the new ids start at their mean, with
-    noise; with a ``joint`` one all embeddings are new. The output layer is untied, as in VoxtLM, where it was tied.
+    With an ``extend`` vocabulary the embeddings of the text stay; with a ``joint`` one all embeddings are new. New ones
+    are drawn from a normal distribution with the old ones' mean and deviation in each dimension. The output layer is
+    untied where it was tied, as in VoxtLM.
 
     Args:
         name: a folder or a hub name.
@@ -72,29 +67,34 @@ def pretrained_model(name: str | Path, vocabulary: Vocabulary, seed: int = 0) ->
         seed: of the new embeddings.
 
     Raises:
-        UserError: nothing can be loaded from there.
+        UserError: nothing can be loaded from there, or the vocabulary extends another model's tokenizer.
     """
     try:
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
-    except (OSError, ValueError) as error:
+        model = load_pretrained(name, dtype=torch.float32)
+    except UserError:
+        raise
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:160]
         raise UserError(f"model.name: {name}: cannot be loaded as a language model ({reason})") from error
-    torch.manual_seed(seed)
     kept = vocabulary.text_size if isinstance(vocabulary, ExtendedVocabulary) else 0
+    rows = model.get_input_embeddings().weight.shape[0]
+    if kept > rows:
+        raise UserError(f"model.name: {name}: has {rows} embeddings, too few for the {kept} ids of the text tokenizer")
+    torch.manual_seed(seed)
     _replace_embeddings(model, vocabulary.size, kept)
-    _set_ids(model.config, vocabulary)
-    if model.generation_config is not None:
-        _set_ids(model.generation_config, vocabulary)
+    for settings in (model.config, model.generation_config):
+        settings.pad_token_id = vocabulary.pad_id
+        settings.eos_token_id = vocabulary.end_id
+        settings.bos_token_id = None
+    # PEFT would look up the model of that name to see what has changed since.
+    model.name_or_path = ""
     return model
 
 
 def _replace_embeddings(model: PreTrainedModel, size: int, kept: int) -> None:
-    old_input = model.get_input_embeddings()
-    old_output = model.get_output_embeddings()
-    if not isinstance(old_input, nn.Embedding) or old_output is None:
-        raise UserError(f"model.name: a {model.config.model_type} model has no embeddings that can be extended")
-    model.config.tie_word_embeddings = False
-    model.config.vocab_size = size
+    """Give a model untied embeddings for ``size`` ids, of which the first ``kept`` are the old ones."""
+    old_input: Any = model.get_input_embeddings()
+    old_output: Any = model.get_output_embeddings()
     new_input = nn.Embedding(size, old_input.embedding_dim)
     new_output = nn.Linear(old_output.in_features, size, bias=old_output.bias is not None)
     with torch.no_grad():
@@ -102,14 +102,11 @@ def _replace_embeddings(model: PreTrainedModel, size: int, kept: int) -> None:
             mean, deviation = old.mean(0), old.std(0)
             new.copy_(mean + deviation * torch.randn_like(new))
             new[:kept] = old[:kept]
-        if new_output.bias is not None:
+        if old_output.bias is not None:
             new_output.bias.zero_()
             new_output.bias[:kept] = old_output.bias[:kept]
     model.set_input_embeddings(new_input)
     model.set_output_embeddings(new_output)
-
-
-def _set_ids(config: PretrainedConfig | Any, vocabulary: Vocabulary) -> None:
-    config.pad_token_id = vocabulary.pad_id
-    config.eos_token_id = vocabulary.end_id
-    config.bos_token_id = None
+    model.config.vocab_size = size
+    model.config.tie_word_embeddings = False
+    model.all_tied_weights_keys = {}

@@ -11,13 +11,14 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
 from torch import nn
+from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
@@ -25,6 +26,7 @@ from transformers.trainer_callback import PrinterCallback
 from sparq.adaptation.examples import ExampleStream
 from sparq.adaptation.lora import add_lora, merge_lora
 from sparq.artifacts import write_text
+from sparq.attention.install import base_model
 from sparq.config import AdaptationConfig
 from sparq.errors import UserError
 
@@ -34,11 +36,14 @@ SCHEDULES = {
     "cosine": "cosine",
     "inverse_sqrt": "inverse_sqrt",
 }
-UNLIMITED = 10**9
+ENDLESS = 10**9  # steps of a training that only time ends
 HISTORY = "history.json"
+TENSORBOARD = "tensorboard"
+_STATE = "trainer_state.json"
 
-Measure = Callable[[nn.Module], Mapping[str, float]]
-Report = Callable[[int, int, Mapping[str, float]], None]
+Logged = dict[str, float]
+Measure = Callable[[PreTrainedModel], Mapping[str, float]]
+Report = Callable[[int, float, Mapping[str, float]], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,18 +51,19 @@ class Training:
     """What a training left behind.
 
     Attributes:
-        model: the trained model, adapters merged.
-        history: logged values, each with its step: loss, learning_rate, grad_norm, and what was measured live.
+        model: the trained model in evaluation mode, adapters merged.
+        history: by rising "step", what was logged: "loss" (nats a token, mean since the entry before), "learning_rate",
+            "grad_norm" (before clipping), "seconds" (of training, over all its runs), and what was measured live.
         steps: optimizer steps taken in all.
     """
 
     model: PreTrainedModel
-    history: list[dict[str, float]]
+    history: list[Logged]
     steps: int
 
 
 class AdaptationTrainer(Trainer):
-    """Trainer with the paper's optimizer (E.1: Adam) over the parameters that are trained."""
+    """Trainer with the paper's optimizer (E.1: Adam), batches that come ready, and an end in time."""
 
     def __init__(self, *args: Any, config: AdaptationConfig, **kwargs: Any) -> None:
         self._config = config
@@ -66,10 +72,10 @@ class AdaptationTrainer(Trainer):
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Make Adam, whose weight decay is part of the gradient, or AdamW."""
         if self.optimizer is None:
+            network: Any = model or self.model
             kind = torch.optim.Adam if self._config.optimizer == "adam" else torch.optim.AdamW
-            trained = [p for p in (model or self.accelerator.unwrap_model(self.model)).parameters() if p.requires_grad]
             self.optimizer = kind(
-                trained,
+                [parameter for parameter in network.parameters() if parameter.requires_grad],
                 lr=self._config.learning_rate,
                 betas=(0.9, self._config.beta2),
                 weight_decay=self._config.weight_decay,
@@ -77,63 +83,97 @@ class AdaptationTrainer(Trainer):
             )
         return self.optimizer
 
+    def get_train_dataloader(self) -> DataLoader:
+        """Load batches as they come, on a GPU from a process of its own.
 
-class _Clock(TrainerCallback):
-    """Stops after so many minutes of training."""
+        The loader has its own generator: it would take a number from the one that dropout uses, once more in a
+        training that goes on than in one that was never interrupted.
+        """
+        stream: Any = self.train_dataset
+        loader = DataLoader(
+            stream,
+            batch_size=1,
+            collate_fn=_only,
+            generator=torch.Generator(),
+            pin_memory=torch.cuda.is_available(),
+            num_workers=int(torch.cuda.is_available()),
+        )
+        return self.accelerator.prepare(loader)
 
-    def __init__(self, minutes: float) -> None:
-        self._seconds = minutes * 60
-        self._started = 0.0
-
-    def on_train_begin(self, *_: Any, **__: Any) -> None:
-        self._started = time.monotonic()
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if time.monotonic() - self._started >= self._seconds:
-            control.should_training_stop = True
+    def go_on(self, checkpoint: Path | None) -> PreTrainedModel | PeftModel:
+        """Train from a checkpoint or from the start; behind the last step, only load what was trained."""
+        state = TrainerState.load_from_json(str(checkpoint / _STATE)) if checkpoint else TrainerState()
+        if _share_done(self._config, state.global_step, self.args.max_steps, _seconds(state)) < 1:
+            self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        else:
+            self.state = state
+            self._load_from_checkpoint(str(checkpoint))
+        # Out of the wrappers of several devices, and of half precision, which would stay around the forward pass.
+        model = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+        base_model(model).config.use_cache = True
+        return model
 
 
 class _Live(TrainerCallback):
-    """Measures the model as it trains, keeps what is logged, and tells who watches."""
+    """Measures the model as it trains, keeps what is logged, tells who watches, and stops when time is up."""
 
-    def __init__(self, measure: Measure | None, every: int, report: Report | None, board: SummaryWriter) -> None:
+    def __init__(self, config: AdaptationConfig, folder: Path, measure: Measure | None, report: Report | None) -> None:
+        self._config = config
+        self._folder = folder
         self._measure = measure
-        self._every = every
         self._report = report
-        self._board = board
+        self._board: SummaryWriter | None = None
+        self._latest: Logged = {}
+        self._began = 0.0
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._began = time.monotonic() - _seconds(state)
+        if state.is_world_process_zero:
+            # Hides what a killed run had written behind the checkpoint that this one goes on from.
+            self._board = SummaryWriter(str(self._folder / TENSORBOARD), purge_step=state.global_step + 1)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if self._measure and state.is_world_process_zero and state.global_step % self._every == 0:
-            model = kwargs["model"]
-            values = dict(self._measure(model))
+        minutes = self._config.minutes
+        if minutes is not None and _anywhere(self._elapsed() >= 60 * minutes, args.device):
+            control.should_training_stop = control.should_save = True
+        # A loss that is not finite must be seen before the model is saved.
+        control.should_log |= control.should_save
+        if self._measure and state.is_world_process_zero and state.global_step % self._config.save_every == 0:
+            model = base_model(kwargs["model"])
+            values = {name: float(value) for name, value in self._measure(model).items()}
             model.train()
             state.log_history.append({**values, "step": state.global_step})
-            for name, value in values.items():
-                self._board.add_scalar(f"live/{name}", value, state.global_step)
-        if self._report:
-            last = state.log_history[-1] if state.log_history else {}
-            self._report(state.global_step, state.max_steps, last)
+            self._show(values, state.global_step)
+        if self._report and state.is_world_process_zero:
+            share = _share_done(self._config, state.global_step, state.max_steps, self._elapsed())
+            self._report(state.global_step, share, self._latest)
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        logs = kwargs.get("logs") or {}
-        if "loss" in logs and not math.isfinite(logs["loss"]):
+        logs = kwargs["logs"]
+        if "loss" not in logs:
+            return
+        state.log_history[-1]["seconds"] = self._elapsed()
+        if not math.isfinite(logs["loss"]):
             raise UserError(
                 f"adaptation: the loss is {logs['loss']} at step {state.global_step} (lower learning_rate?)"
             )
-        for name, value in logs.items():
-            if isinstance(value, (int, float)):
-                self._board.add_scalar(f"train/{name}", value, state.global_step)
+        self._show(logs, state.global_step)
 
+    def close(self) -> None:
+        """Write out what TensorBoard shall see."""
+        if self._board:
+            self._board.close()
 
-def last_checkpoint(folder: Path) -> Path | None:
-    """Find the newest whole checkpoint; one that a kill cut short lacks the state that is written last."""
-    for checkpoint in sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]), reverse=True):
-        try:
-            json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-        except (OSError, json.JSONDecodeError):
-            continue
-        return checkpoint
-    return None
+    def _elapsed(self) -> float:
+        return time.monotonic() - self._began
+
+    def _show(self, values: Mapping[str, float], step: int) -> None:
+        self._latest = {**self._latest, **values}
+        if self._board:
+            for name, value in values.items():
+                self._board.add_scalar(f"train/{name}", value, step)
 
 
 def adapt(
@@ -147,27 +187,64 @@ def adapt(
 ) -> Training:
     """Train a model on the four tasks, going on from the newest checkpoint in ``folder``.
 
+    A training that was killed and goes on gives what it would have given undisturbed. Under ``torchrun`` each process
+    takes its share of the batches, and the first one writes.
+
     Args:
-        model: with its attention installed and the joint vocabulary's embeddings.
+        model: with its attention installed and the joint vocabulary's embeddings; it is trained in place.
         stream: the batches.
-        config: method, optimizer, schedule, ends.
+        config: method, optimizer, schedule, ends; the same as when the checkpoints were made.
         folder: for checkpoints, TensorBoard events and the history.
-        measure: called every ``config.save_every`` steps with the model; its values join the history.
-        report: called after every step with the step, the last step, and what was logged last.
+        measure: called every ``config.save_every`` steps with the model (adapters in place); its values join the
+            history.
+        report: called after every step with the step, the share of the training that is done (0 to 1), and what was
+            logged last under each name.
 
     Raises:
-        UserError: the loss is not finite, or a decaying schedule has no last step.
+        UserError: the loss is not finite, a decaying schedule has no last step, or half precision has no GPU.
     """
-    steps = _last_step(config, stream)
-    trained: PreTrainedModel | PeftModel = add_lora(model, config.lora) if config.method == "lora" else model
-    folder.mkdir(parents=True, exist_ok=True)
-    board = SummaryWriter(str(folder / "tensorboard"))
-    callbacks: list[TrainerCallback] = [_Live(measure, config.save_every, report, board)]
-    if config.minutes is not None:
-        callbacks.append(_Clock(config.minutes))
-    arguments = TrainingArguments(
+    if config.precision == "float16" and not torch.cuda.is_available():
+        raise UserError("adaptation.precision: float16 needs a GPU (expected float32 or bfloat16 without one)")
+    trained = add_lora(model, config.lora, config.seed) if config.method == "lora" else model
+    arguments = _arguments(config, folder)
+    arguments.max_steps = _last_step(config, stream, arguments.world_size)
+    checkpoint = last_checkpoint(folder)
+    taken = int(checkpoint.name.split("-")[1]) if checkpoint else 0
+    live = _Live(config, folder, measure, report)
+    trainer = AdaptationTrainer(
+        model=trained,
+        args=arguments,
+        train_dataset=stream.starting_at(taken * config.accumulate * arguments.world_size),
+        callbacks=[live],
+        config=config,
+    )
+    trainer.remove_callback(PrinterCallback)
+    try:
+        finished = trainer.go_on(checkpoint)
+    finally:
+        live.close()
+    history = _by_step(trainer.state.log_history)
+    if trainer.is_world_process_zero():
+        write_text(folder / HISTORY, json.dumps(history, indent=1) + "\n")
+    plain = merge_lora(finished) if isinstance(finished, PeftModel) else finished
+    return Training(plain.eval(), history, trainer.state.global_step)
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """Find the newest whole checkpoint; one that a kill cut short lacks the state that is written last."""
+    found = [path for path in folder.glob("checkpoint-*") if path.name.split("-")[1].isdecimal()]
+    for checkpoint in sorted(found, key=lambda path: int(path.name.split("-")[1]), reverse=True):
+        try:
+            json.loads((checkpoint / _STATE).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        return checkpoint
+    return None
+
+
+def _arguments(config: AdaptationConfig, folder: Path) -> TrainingArguments:
+    return TrainingArguments(
         output_dir=str(folder),
-        max_steps=steps,
         per_device_train_batch_size=1,  # an item of the stream is a whole batch
         gradient_accumulation_steps=config.accumulate,
         learning_rate=config.learning_rate,
@@ -180,42 +257,54 @@ def adapt(
         save_steps=config.save_every,
         save_total_limit=2,
         logging_steps=config.log_every,
+        logging_nan_inf_filter=False,  # it would put earlier losses in the place of one that is not finite
+        ignore_data_skip=True,  # the stream starts behind the batches that were seen
+        accelerator_config={"dispatch_batches": False},
         report_to=[],
         disable_tqdm=True,
         seed=config.seed,
-        remove_unused_columns=False,
-        dataloader_pin_memory=torch.cuda.is_available(),
-        accelerator_config={"dispatch_batches": False},
         use_cpu=not torch.cuda.is_available(),
     )
-    trainer = AdaptationTrainer(
-        model=trained,
-        args=arguments,
-        train_dataset=stream,
-        data_collator=_only,
-        callbacks=callbacks,
-        config=config,
-    )
-    trainer.remove_callback(PrinterCallback)
-    checkpoint = last_checkpoint(folder)
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    board.close()
-    history = [{k: v for k, v in entry.items() if k != "epoch"} for entry in trainer.state.log_history]
-    write_text(folder / HISTORY, json.dumps(history, indent=1) + "\n")
-    finished = merge_lora(trained) if isinstance(trained, PeftModel) else trained
-    finished.eval()
-    return Training(finished, history, trainer.state.global_step)
 
 
-def _last_step(config: AdaptationConfig, stream: ExampleStream) -> int:
+def _last_step(config: AdaptationConfig, stream: ExampleStream, processes: int) -> int:
     ends = [config.steps] if config.steps is not None else []
     if config.epochs is not None:
-        ends.append(max(1, round(config.epochs * stream.batches_per_epoch / config.accumulate)))
+        ends.append(max(1, round(config.epochs * stream.batches_per_epoch / (config.accumulate * processes))))
     if not ends and config.schedule in {"linear", "cosine"}:
         raise UserError(
             f"adaptation.schedule: {config.schedule} needs a last step (give steps or epochs beside minutes)"
         )
-    return min(ends, default=UNLIMITED)
+    return min(ends, default=ENDLESS)
+
+
+def _seconds(state: TrainerState) -> float:
+    """Read how long the training had taken when it was last logged."""
+    return max((float(entry.get("seconds", 0)) for entry in state.log_history), default=0.0)
+
+
+def _share_done(config: AdaptationConfig, step: int, last_step: int, seconds: float) -> float:
+    """Say which share of a training is done, 0 to 1; it ends at the first of its ends."""
+    return min(1.0, max(step / last_step, seconds / (60 * config.minutes) if config.minutes else 0.0))
+
+
+def _anywhere(here: bool, device: torch.device) -> bool:
+    """Say whether something is so in any process, so that all do the same."""
+    if not torch.distributed.is_initialized():
+        return here
+    flag = torch.tensor(int(here), device=device)
+    torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
+    return bool(flag)
+
+
+def _by_step(log: Sequence[Mapping[str, float]]) -> list[Logged]:
+    """Join what was logged at the same step; the Trainer's last entry, a summary, is left out."""
+    joined: dict[int, Logged] = {}
+    for entry in log:
+        if "train_runtime" not in entry:
+            values = {name: value for name, value in entry.items() if name != "epoch"}
+            joined.setdefault(int(entry["step"]), {}).update(values)
+    return [joined[step] for step in sorted(joined)]
 
 
 def _only(items: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
