@@ -63,7 +63,7 @@ def load(folder: str | Path | None = None, device: str = "cpu") -> SpeechLM:
         UserError: it is not such a folder, or it is damaged.
     """
     import sparq.quantization  # noqa: F401 (teaches transformers to load models of simulated quantisation)
-    from sparq.assets import shipped
+    from sparq.assets import DEFAULT_MODEL, shipped
     from sparq.language.speech_lm import SpeechLM
 
-    return SpeechLM.load(shipped("speechlm-max") if folder is None else folder, device)
+    return SpeechLM.load(shipped(DEFAULT_MODEL) if folder is None else folder, device)

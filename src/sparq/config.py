@@ -346,7 +346,6 @@ class EvaluationConfig:
 
     Attributes:
         sentences: held-out utterances scored at most.
-        batch: sequences in a batch.
         beam: width of the beam search; 1 is greedy.
         max_pieces: longest answer, in pieces.
         recogniser: the judge that hears synthesised speech.
@@ -355,7 +354,6 @@ class EvaluationConfig:
     """
 
     sentences: int = key(100, minimum=1)
-    batch: int = key(16, minimum=1)
     beam: int = key(1, minimum=1)
     max_pieces: int = key(300, minimum=1)
     recogniser: str = "moonshine-tiny"

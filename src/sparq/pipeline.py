@@ -204,9 +204,10 @@ class Run:
         """What is measured of one variant at one width (None: as it was adapted)."""
         made = self.adapted(sink) if row is None else self.quantized(sink, row)
         name = model_name(sink, row)
+        evaluation = dataclasses.asdict(self.recipe.evaluation)
         stage = Stage(
             f"scores-{sink}-{FULL}" if row is None else f"scores-{name}",
-            dataclasses.asdict(self.recipe.evaluation),
+            {key: value for key, value in evaluation.items() if key not in ("recordings", "spoken")},
             {"model": made.fingerprint, "corpus": self.corpus_manifest.fingerprint},
             partial(self._score, name),
         )

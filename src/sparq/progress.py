@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from sparq.stages import StageEvent
@@ -32,8 +33,7 @@ class Terminal:
         self._bar = Progress(
             TextColumn("  {task.description}"),
             BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[speed]}"),
+            TextColumn("{task.fields[steps]}"),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             TextColumn("{task.fields[loss]}"),
@@ -41,6 +41,7 @@ class Terminal:
             transient=True,
         )
         self._task: Any = None
+        self._first = 0, 0.0  # step and time at which the bar appeared
 
     def __enter__(self) -> Self:
         return self
@@ -60,15 +61,17 @@ class Terminal:
         """Tell what is being done inside a stage."""
         self._console.print(f"{'':>9}  {text} ...", style="dim")
 
-    def training(self, step: int, last: float, logged: Mapping[str, float]) -> None:
-        """Move the bar of a training."""
+    def training(self, step: int, share: float, logged: Mapping[str, float]) -> None:
+        """Move the bar of a training to its share that is done, 0 to 1."""
+        now = time.monotonic()
         if self._task is None:
             self._bar.start()
-            self._task = self._bar.add_task("training", total=last, speed="", loss="", start=True)
-        speed = self._bar.tasks[0].speed
-        loss = f"loss {logged['loss']:.3f}" if "loss" in logged else self._bar.tasks[0].fields["loss"]
-        shown = f"{speed:.2f} steps/s" if speed else ""
-        self._bar.update(self._task, completed=step, speed=shown, loss=loss)
+            self._task = self._bar.add_task("training", total=1.0, steps="", loss="")
+            self._first = step, now
+        steps, seconds = step - self._first[0], now - self._first[1]
+        speed = f", {steps / seconds:.2f}/s" if steps else ""
+        loss = f"loss {logged['loss']:.3f}" if "loss" in logged else ""
+        self._bar.update(self._task, completed=share, steps=f"step {step}{speed}", loss=loss)
 
     def _stop(self) -> None:
         if self._task is not None:

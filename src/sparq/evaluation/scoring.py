@@ -10,10 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
-from peft import PeftModel
-from torch import nn
 from transformers import PreTrainedModel
 
 from sparq.config import EvaluationConfig
@@ -63,15 +60,19 @@ def task_examples(vocabulary: Vocabulary, utterances: Sequence[Utterance], task:
     Raises:
         UserError: nothing is left.
     """
+    made = _task_examples(vocabulary, utterances, task)
+    if not made:
+        raise UserError(f"evaluation: there is not one utterance for task {task}")
+    return made
+
+
+def _task_examples(vocabulary: Vocabulary, utterances: Sequence[Utterance], task: str) -> list[Example]:
     needs_speech = task != "textlm"
-    made = [
+    return [
         example(TASKS[task], vocabulary, text=u.text, units=u.units)
         for u in utterances
         if vocabulary.write_text(u.text) and (len(u.units) or not needs_speech)
     ]
-    if not made:
-        raise UserError(f"evaluation: there is not one utterance for task {task}")
-    return made
 
 
 def assess(
@@ -133,20 +134,29 @@ def outliers_by_modality(
     }
 
 
-def live_measure(vocabulary: Vocabulary, utterances: Sequence[Utterance]) -> Callable[[nn.Module], dict[str, float]]:
-    """Make the measure that is taken as a model trains: next-token accuracy of each task, and outliers."""
+def live_measure(
+    vocabulary: Vocabulary, utterances: Sequence[Utterance]
+) -> Callable[[PreTrainedModel], dict[str, float]]:
+    """Make the measure that is taken as a model trains: next-token accuracy and loss of each task, and outliers.
+
+    Examples that are longer than the model's positions are left out, and so is a task without any example.
+    """
     few = list(utterances[:LIVE])
 
-    def measure(model: nn.Module) -> dict[str, float]:
-        base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    def measure(model: PreTrainedModel) -> dict[str, float]:
         values: dict[str, float] = {}
         for task in TASKS:
-            likelihood = perplexity(base, task_examples(vocabulary, few, task))
+            made = _task_examples(vocabulary, few, task)
+            examples = [one for one in made if len(one.input_ids) <= model.config.max_position_embeddings]
+            if not examples:
+                continue
+            likelihood = perplexity(model, examples)
             values[f"held_out/{task}/accuracy"] = likelihood.next_token_accuracy
             values[f"held_out/{task}/loss"] = math.log(likelihood.perplexity)
-        for kind, report in outliers_by_modality(base, vocabulary, few).items():
-            values[f"outliers/{kind}/maximum_infinity_norm"] = report.maximum_infinity_norm
-            values[f"outliers/{kind}/average_kurtosis"] = report.average_kurtosis
+            for kind in (kind for kind, measured in MODALITIES.items() if measured == task):
+                report = outliers(model, padded_batches(examples))
+                values[f"outliers/{kind}/maximum_infinity_norm"] = report.maximum_infinity_norm
+                values[f"outliers/{kind}/average_kurtosis"] = report.average_kurtosis
         return values
 
     return measure

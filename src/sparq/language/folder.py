@@ -69,7 +69,7 @@ def write_folder(
     attention = installed(model)
     inputs = {}
     with new_folder(folder) as new:
-        with _no_progress_bars():
+        with no_progress_bars():
             model.save_pretrained(new, state_dict=_halved(model) if half else None)
         for name in ("vocabulary", "codebook", "vocoder"):
             part: Any = getattr(parts, name)
@@ -110,7 +110,7 @@ def read_folder(folder: Path, device: str = "cpu") -> tuple[Parts, Mapping[str, 
     vocoder = Vocoder.load(found["vocoder"], device) if "vocoder" in found else None
     require_match(f"{folder}: the manifest (its weights)", weights, _hash_of_weights(folder))
     try:
-        with _no_progress_bars():
+        with no_progress_bars():
             model = load_pretrained(folder, dtype=torch.float32)
     except UserError:
         raise
@@ -147,7 +147,7 @@ def _halved(model: Any) -> dict[str, torch.Tensor]:
 
 
 @contextlib.contextmanager
-def _no_progress_bars() -> Iterator[None]:
+def no_progress_bars() -> Iterator[None]:
     """Keep transformers from drawing bars for files that are read in a moment."""
     shown = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()

@@ -10,12 +10,14 @@ from typing import Any
 
 import yaml
 
+from sparq.adaptation.training import HISTORY
 from sparq.artifacts import provenance, write_text
 from sparq.assets import embedded, embedded_names
 from sparq.config import QuantizationRow, RecordingConfig
 from sparq.errors import UserError
 from sparq.evaluation import Scores, average_drop, word_error_rate
 from sparq.language.speech_lm import SpeechLM
+from sparq.making import SPEECHLM, TRAINING, Watcher
 from sparq.paper.report import (
     LossCurve,
     OutlierBar,
@@ -28,7 +30,7 @@ from sparq.paper.report import (
     Transcript,
     write_report,
 )
-from sparq.pipeline import FULL, RESULT, SPEECHLM, Run, Watcher, model_name
+from sparq.pipeline import FULL, RESULT, Run, model_name
 from sparq.recipe import Recipe
 from sparq.schema import dump
 from sparq.speech.audio import load_audio, save_audio
@@ -39,8 +41,13 @@ TABLE = "table.json"
 OUTLIERS_ON = "speech with text"  # the input whose outliers stand in the table
 
 
-def finish(recipe: Recipe, watcher: Watcher) -> tuple[list[dict[str, Any]], Path]:
+def finish(recipe: Recipe, watcher: Watcher, *, quiet: bool = False) -> tuple[list[dict[str, Any]], Path]:
     """Run every stage of a recipe that is not complete, and write ``table.json`` and ``report.html``.
+
+    Args:
+        recipe: what to do.
+        watcher: told how it goes.
+        quiet: without the progress bar of the corpus.
 
     Returns:
         The rows of the table and the path of the report.
@@ -48,7 +55,8 @@ def finish(recipe: Recipe, watcher: Watcher) -> tuple[list[dict[str, Any]], Path
     Raises:
         UserError: the recipe cannot be run as it is.
     """
-    run = Run(recipe, watcher, quiet=False)
+    run = Run(recipe, watcher, quiet=quiet)
+    run.check()
     recordings = [(config, recording_path(config)) for config in recipe.evaluation.recordings]  # said early
     results = {}
     for sink, row in run.models():
@@ -130,7 +138,7 @@ def _facts(run: Run, lm: SpeechLM) -> dict[str, str]:
 
 
 def _curve(run: Run, sink: str) -> LossCurve:
-    history = json.loads((run.folder / sink / "training" / "history.json").read_text(encoding="utf-8"))
+    history = json.loads((run.folder / sink / TRAINING / HISTORY).read_text(encoding="utf-8"))
     losses = [(entry["step"], entry["loss"]) for entry in history if "loss" in entry]
     return LossCurve(sink, [step for step, _ in losses], [loss for _, loss in losses])
 

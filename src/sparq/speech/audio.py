@@ -105,7 +105,7 @@ def save_audio(path: str | Path, waveform: np.ndarray, rate: int = RATE) -> None
     The file appears under its name only when it is whole.
 
     Raises:
-        UserError: a suffix without a format, a folder that is not there, or a bad waveform.
+        UserError: a suffix without a format, a folder that is not there or cannot be written to, or a bad waveform.
     """
     path = Path(path)
     samples = np.clip(check_waveform(waveform, str(path)), -1.0, 1.0)
@@ -118,5 +118,7 @@ def save_audio(path: str | Path, waveform: np.ndarray, rate: int = RATE) -> None
     try:
         soundfile.write(temporary, samples, rate, format=file_format)
         temporary.replace(path)
+    except (OSError, soundfile.SoundFileError) as error:
+        raise UserError(f"{path}: cannot be written ({' '.join(str(error).split())})") from error
     finally:
         temporary.unlink(missing_ok=True)

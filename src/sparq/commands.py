@@ -1,0 +1,254 @@
+"""What each command of the command line does: read what was given, call one function, print."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sparq.errors import UserError
+
+if TYPE_CHECKING:
+    from sparq.language.generation import GenerationOptions
+    from sparq.language.speech_lm import SpeechLM
+
+AUDIO = {".wav", ".flac", ".ogg", ".mp3"}
+
+
+def _print_json(value: object) -> None:
+    print(json.dumps(value, indent=1, ensure_ascii=False))
+
+
+def _text(given: str) -> str:
+    return sys.stdin.read() if given == "-" else given
+
+
+def _audio(names: Sequence[str]) -> list[Any]:
+    return [sys.stdin.buffer if name == "-" else name for name in names]
+
+
+def _load(given: argparse.Namespace) -> SpeechLM:
+    import sparq
+
+    return sparq.load(given.model)
+
+
+def _model_folder(given: argparse.Namespace) -> Path:
+    from sparq.assets import DEFAULT_MODEL, shipped
+
+    return Path(given.model) if given.model else shipped(DEFAULT_MODEL)
+
+
+def _options(given: argparse.Namespace) -> GenerationOptions | None:
+    from sparq.language.generation import GenerationOptions
+
+    if given.temperature is not None or given.top_p is not None:
+        if given.beam > 1:
+            raise UserError(f"--beam: {given.beam} (expected 1 with --temperature or --top-p, which sample)")
+        asked = {"temperature": given.temperature, "top_p": given.top_p, "seed": given.seed}
+        chosen: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
+        return GenerationOptions(method="sample", **chosen)
+    return GenerationOptions(method="beam", beams=given.beam) if given.beam > 1 else None
+
+
+def _read_settings(kind: Any, defaults: dict[str, Any], given: argparse.Namespace) -> Any:
+    from sparq.schema import parse, with_overrides
+
+    return parse(kind, with_overrides(defaults, given.settings), f"sparq {given.command}")
+
+
+def demo(given: argparse.Namespace) -> None:
+    """Run the recipe "demo"."""
+    given.recipe = "demo"
+    run(given)
+
+
+def run(given: argparse.Namespace) -> None:
+    """Run a recipe, and show its table."""
+    from sparq.making import Watcher
+    from sparq.paper.summary import finish
+    from sparq.progress import Terminal
+    from sparq.recipe import load_recipe
+
+    recipe = load_recipe(given.recipe, given.settings)
+    with Terminal(quiet=given.json) as terminal:
+        watcher = Watcher(terminal.stage, terminal.training, terminal.note)
+        rows, report = finish(recipe, watcher, quiet=given.json)
+    if given.json:
+        _print_json({"rows": rows, "report": str(report)})
+        return
+    terminal.table(rows)
+    print(f"report: {report}")
+
+
+def adapt(given: argparse.Namespace) -> None:
+    """Adapt a SpeechLM further."""
+    from sparq.config import AdaptationConfig
+    from sparq.corpus.corpus import Corpus
+    from sparq.making import SPEECHLM, Watcher, adapt_speechlm
+    from sparq.progress import Terminal
+
+    config = _read_settings(AdaptationConfig, {"epochs": 1}, given)
+    corpus, output = Corpus.load(Path(given.corpus)), Path(given.output)
+    with Terminal(quiet=given.json) as terminal:
+        watcher = Watcher(terminal.stage, terminal.training, terminal.note)
+        history = adapt_speechlm(_model_folder(given), corpus, given.sink, config, output, watcher)
+    if given.json:
+        _print_json(history)
+    else:
+        print(f"{output / SPEECHLM}: {history[-1]['step']} steps")
+
+
+def quantize(given: argparse.Namespace) -> None:
+    """Quantise a SpeechLM."""
+    from sparq.corpus.corpus import Corpus
+    from sparq.making import quantize_speechlm
+    from sparq.quantization import QuantizationConfig
+
+    config = QuantizationConfig(
+        method=given.method,
+        weight_bits=given.weight_bits,
+        activation_bits=given.activation_bits,
+        alpha=given.alpha,
+        calibration_sequences=given.calibration,
+    )
+    quantize_speechlm(_model_folder(given), Corpus.load(Path(given.corpus)), config, Path(given.output))
+    print(f"{given.output}: {config.method} {config.bits}, simulated")
+
+
+def evaluate(given: argparse.Namespace) -> None:
+    """Score a SpeechLM."""
+    from sparq.config import EvaluationConfig
+    from sparq.corpus.corpus import Corpus
+    from sparq.evaluation.scoring import assess
+    from sparq.speech.recogniser import load_recogniser
+
+    config = EvaluationConfig(sentences=given.sentences, beam=given.beam, max_pieces=given.max_pieces)
+    held_out = Corpus.load(Path(given.corpus)).utterances("held_out")
+    result = assess(_load(given), held_out, load_recogniser(given.recogniser), config)
+    if given.json:
+        _print_json(dataclasses.asdict(result))
+        return
+    for name, value in dataclasses.asdict(result.scores).items():
+        print(f"{name.replace('_', ' '):28}{value:10.2f}")
+    for task, value in result.accuracy.items():
+        print(f"{'next-token accuracy ' + task:28}{value:10.2f} %")
+
+
+def outliers(given: argparse.Namespace) -> None:
+    """Measure the outliers of a SpeechLM."""
+    from sparq.corpus.corpus import Corpus
+    from sparq.evaluation.scoring import outliers_by_modality
+
+    held_out = Corpus.load(Path(given.corpus)).utterances("held_out")[: given.sentences]
+    lm = _load(given)
+    found = outliers_by_modality(lm.model, lm.vocabulary, held_out)
+    if given.json:
+        _print_json({kind: dataclasses.asdict(report) for kind, report in found.items()})
+        return
+    print(f"{'':20}{'maximum infinity norm':>24}{'average kurtosis':>20}")
+    for kind, report in found.items():
+        print(f"{kind:20}{report.maximum_infinity_norm:24.2f}{report.average_kurtosis:20.2f}")
+
+
+def transcribe(given: argparse.Namespace) -> None:
+    """Write down what is said."""
+    texts = _load(given).transcribe(_audio(given.files), _options(given))
+    if given.json:
+        _print_json([{"file": name, "text": text} for name, text in zip(given.files, texts, strict=True)])
+        return
+    for name, text in zip(given.files, texts, strict=True):
+        print(text if len(texts) == 1 else f"{name}\t{text}")
+
+
+def speak(given: argparse.Namespace) -> None:
+    """Read text out."""
+    _save_spoken(given, _load(given).speak(_text(given.text), _options(given)))
+
+
+def continue_(given: argparse.Namespace) -> None:
+    """Continue text or speech."""
+    if Path(given.beginning).suffix.lower() not in AUDIO:
+        if given.output is not None:
+            raise UserError(f"-o: {given.output} (expected with an audio file; text is continued on standard output)")
+        print(_load(given).continue_text(_text(given.beginning), _options(given)))
+        return
+    if given.output is None:
+        raise UserError("-o: missing (expected a file for the continued speech)")
+    _save_spoken(given, _load(given).continue_speech(given.beginning, _options(given)))
+
+
+def _save_spoken(given: argparse.Namespace, spoken: tuple[Any, int]) -> None:
+    from sparq.speech.audio import save_audio
+
+    waveform, rate = spoken
+    save_audio(given.output, waveform, rate)
+    print(f"{given.output}: {len(waveform) / rate:.1f} s")
+
+
+def corpus(given: argparse.Namespace) -> None:
+    """Make a corpus."""
+    from sparq.config import CorpusConfig
+    from sparq.corpus.build import build_corpus
+
+    sources = [
+        {"kind": given.kind, "path": path, "held_out": given.held_out, "keep_audio": given.keep_audio}
+        for path in given.paths
+    ]
+    defaults: dict[str, Any] = {"sources": sources, "processes": given.processes}
+    if given.codebook:
+        defaults["units"] = {"name": given.codebook}
+    made = build_corpus(_read_settings(CorpusConfig, defaults, given), Path(given.output), quiet=given.json)
+    if given.json:
+        _print_json(made.statistics)
+    else:
+        print(f"{given.output}: {made.summary}")
+
+
+def units(given: argparse.Namespace) -> None:
+    """Print units."""
+    from sparq.corpus.codebook import load_codebook, load_extractor
+    from sparq.speech.audio import load_audio
+    from sparq.speech.units import merge_repeats
+
+    extractor = load_extractor(load_codebook(given.codebook))
+    extracted = extractor.extract([load_audio(source) for source in _audio(given.files)])
+    sequences = [(merge_repeats(raw)[0] if given.merged else raw).tolist() for raw in extracted]
+    if given.json:
+        _print_json([{"file": name, "units": found} for name, found in zip(given.files, sequences, strict=True)])
+        return
+    for found in sequences:
+        print(" ".join(map(str, found)))
+
+
+def vocoder(given: argparse.Namespace) -> None:
+    """Train a vocoder."""
+    from sparq.config import VocoderTrainingConfig
+    from sparq.corpus.corpus import Corpus
+    from sparq.making import vocoder_folder
+
+    config = _read_settings(VocoderTrainingConfig, {"preset": given.preset}, given)
+    vocoder_folder(config, Corpus.load(Path(given.corpus)), Path(given.output))
+    print(given.output)
+
+
+def assets(given: argparse.Namespace) -> None:
+    """List models."""
+    from sparq.assets import embedded, embedded_names, shipped, shipped_names
+
+    found = []
+    for kind, names, find in (("embedded", embedded_names(), embedded), ("shipped", shipped_names(), shipped)):
+        for name in names:
+            try:
+                found.append({"kind": kind, "name": name, "path": str(find(name)), "missing": None})
+            except UserError as error:
+                found.append({"kind": kind, "name": name, "path": None, "missing": str(error)})
+    if given.json:
+        _print_json(found)
+        return
+    for asset in found:
+        print(f"{asset['kind']:10}{asset['name']:28}{asset['path'] or asset['missing']}")

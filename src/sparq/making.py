@@ -1,0 +1,209 @@
+"""The parts of a run, each made into a folder: what a recipe's stages and the commands have in common."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from sparq.adaptation.examples import ExampleStream
+from sparq.adaptation.training import HISTORY, Report, Training, adapt
+from sparq.artifacts import MANIFEST, fingerprint, read_manifest, require_match
+from sparq.assets import embedded, embedded_names, shipped
+from sparq.attention import install
+from sparq.config import AdaptationConfig, VocoderTrainingConfig
+from sparq.corpus.corpus import Corpus
+from sparq.errors import UserError
+from sparq.evaluation.perplexity import padded_batches
+from sparq.evaluation.scoring import live_measure, task_examples
+from sparq.language.folder import no_progress_bars
+from sparq.language.speech_lm import SpeechLM
+from sparq.language.tasks import TASKS
+from sparq.language.vocabulary import Vocabulary
+from sparq.quantization import QuantizationConfig, quantize
+from sparq.speech.vocoder import VocoderConfig
+from sparq.speech.vocoder_training import VocoderTraining, train_vocoder
+from sparq.stages import Stage, StageEvent, run_stage
+
+SPEECHLM, TRAINING = "speechlm", "training"
+
+
+@dataclasses.dataclass(frozen=True)
+class Watcher:
+    """Who is told how a run goes.
+
+    Attributes:
+        stage: of every stage that is skipped, begun and finished.
+        training: of every training step (step, share of the training that is done, what was logged last).
+        note: of what is being done inside a stage.
+    """
+
+    stage: Callable[[StageEvent], None] = lambda _: None
+    training: Report = lambda *_: None
+    note: Callable[[str], None] = lambda _: None
+
+
+def adapt_model(
+    model: PreTrainedModel,
+    corpus: Corpus,
+    vocabulary: Vocabulary,
+    config: AdaptationConfig,
+    folder: Path,
+    report: Report,
+) -> Training:
+    """Adapt a model, its attention installed, to a corpus; live measures are taken on what the corpus held out.
+
+    Args:
+        model: with the vocabulary's embeddings.
+        corpus: what it learns from.
+        vocabulary: how that is written.
+        config: how it learns.
+        folder: for the log; checkpoints are in it until the training is done.
+        report: told of every step.
+    """
+    stream = ExampleStream(
+        corpus.utterances("train"),
+        vocabulary,
+        config.task_weights,
+        config.batch_bins,
+        config.seed,
+        config.curriculum,
+        model.config.max_position_embeddings,
+    )
+    held_out = corpus.utterances("held_out")
+    measure = live_measure(vocabulary, held_out) if held_out else None
+    with no_progress_bars():  # of checkpoints, across the one that shows the training
+        training = adapt(model, stream, config, folder, measure=measure, report=report)
+    for checkpoint in folder.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)  # only needed while it trained
+    return training
+
+
+def adapt_speechlm(
+    model: Path, corpus: Corpus, sink: str | None, config: AdaptationConfig, output: Path, watcher: Watcher
+) -> list[dict[str, float]]:
+    """Adapt a SpeechLM further, as a stage of its own: skipped when it is complete, gone on with when it was killed.
+
+    Args:
+        model: folder of the SpeechLM.
+        corpus: what it learns from.
+        sink: attention to train with; None keeps the model's own.
+        config: how it learns.
+        output: folder of the result, which is in its folder ``speechlm``.
+        watcher: told how it goes.
+
+    Returns:
+        What was logged as it trained.
+
+    Raises:
+        UserError: the corpus has units of another codebook, or the output is a folder that no run made.
+    """
+
+    def build(work: Path) -> None:
+        lm = SpeechLM.load(model)
+        require_match("the model (its codebook)", lm.codebook.fingerprint, corpus.codebook.fingerprint)
+        if sink is not None:
+            install(lm.model, sink)
+        trained = adapt_model(lm.model, corpus, lm.vocabulary, config, work / TRAINING, watcher.training)
+        SpeechLM(trained.model, lm.vocabulary, lm.codebook, lm.vocoder, limits=lm.limits).save(work / SPEECHLM)
+
+    inputs = {"model": read_manifest(model, "speechlm").fingerprint, "corpus": corpus.fingerprint}
+    stage = Stage(output.name, {"sink": sink, "adaptation": config}, inputs, build)
+    run_stage(output.parent, stage, watcher.stage)
+    return list(json.loads((output / TRAINING / HISTORY).read_text(encoding="utf-8")))
+
+
+def quantize_speechlm(model: Path, corpus: Corpus, config: QuantizationConfig, output: Path) -> None:
+    """Quantise a SpeechLM (simulated) into a folder of its own, calibrated on a corpus.
+
+    Raises:
+        UserError: the corpus has units of another codebook, or the output is a folder that no run made.
+    """
+    inputs = {"model": read_manifest(model, "speechlm").fingerprint, "corpus": corpus.fingerprint}
+    build = partial(quantize_into, model, corpus, config)
+    run_stage(output.parent, Stage(output.name, dataclasses.asdict(config), inputs, build))
+
+
+def quantize_into(model: Path, corpus: Corpus, config: QuantizationConfig, folder: Path) -> None:
+    """Load a SpeechLM, quantise it (simulated), calibrated on a corpus, and save it.
+
+    Raises:
+        UserError: the corpus has units of another codebook.
+    """
+    lm = SpeechLM.load(model)
+    require_match("the model (its codebook)", lm.codebook.fingerprint, corpus.codebook.fingerprint)
+    quantize(lm.model, config, calibration_batches(corpus, lm.vocabulary, config.calibration_sequences))
+    lm.save(folder)
+
+
+def vocoder_folder(config: VocoderTrainingConfig, corpus: Corpus, output: Path) -> None:
+    """Train a vocoder into a folder of its own, skipped when it is complete, gone on with when it was killed.
+
+    Raises:
+        UserError: the corpus kept no audio, or the output is a folder that no run made.
+    """
+    build = partial(make_vocoder, config, corpus)
+    run_stage(output.parent, Stage(output.name, dataclasses.asdict(config), {"corpus": corpus.fingerprint}, build))
+
+
+def make_vocoder(config: VocoderTrainingConfig, corpus: Corpus, folder: Path) -> None:
+    """Train a vocoder on the recordings that a corpus kept, and write it into ``folder``.
+
+    Raises:
+        UserError: the corpus kept no audio.
+    """
+    changes: dict[str, Any] = {k: v for k, v in (("steps", config.steps), ("batch", config.batch)) if v is not None}
+    vocoder = train_vocoder(
+        corpus.recordings(),
+        folder / TRAINING,
+        corpus.codebook.fingerprint,
+        VocoderConfig.preset(config.preset, units=corpus.codebook.size),
+        dataclasses.replace(VocoderTraining.preset(config.preset), seed=config.seed, **changes),
+    )
+    vocoder.save(folder)
+
+
+def calibration_batches(
+    corpus: Corpus, vocabulary: Vocabulary, sequences: int, seed: int = 0
+) -> list[dict[str, Tensor]]:
+    """Draw calibration sequences, the four tasks in turn, from what a corpus holds to train on."""
+    utterances = corpus.utterances("train")
+    order = np.random.default_rng(seed).permutation(len(utterances))
+    chosen = [utterances[i] for i in order[: max(1, -(-sequences // len(TASKS)))]]
+    examples = [made for task in TASKS for made in task_examples(vocabulary, chosen, task)]
+    return list(padded_batches(examples[:sequences]))
+
+
+def language_model(name: str) -> str:
+    """Give what transformers loads for a name: the folder of a model that travels in a package, or the name itself."""
+    return str(embedded(name)) if name in embedded_names() else name
+
+
+def ready_made(name: str, *, must_exist: bool = True) -> Path | None:
+    """Find a ready-made part: a SpARQ folder, or the name of one that ships.
+
+    Raises:
+        UserError: there is none, and there must be.
+    """
+    if (Path(name) / MANIFEST).is_file():
+        return Path(name)
+    try:
+        return shipped(name)
+    except UserError:
+        if must_exist:
+            raise
+    return None
+
+
+def known(folder: Path, kind: str) -> dict[str, str]:
+    """Name a ready-made part as the input of a stage."""
+    manifest = read_manifest(folder, kind)
+    return {"ready": fingerprint([manifest.fingerprint, dict(manifest.inputs)])}

@@ -1,0 +1,151 @@
+"""The scores of a whole SpeechLM; its parts are real but tiny and untrained, but for a judge that is told what to hear."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from sparq.config import EvaluationConfig
+from sparq.corpus.utterance import Utterance
+from sparq.errors import UserError
+from sparq.evaluation.outliers import outliers
+from sparq.evaluation.perplexity import padded_batches, perplexity
+from sparq.evaluation.recognition import word_error_rate
+from sparq.evaluation.scoring import LIVE, assess, live_measure, outliers_by_modality, task_examples
+from sparq.language.speech_lm import SpeechLM
+from sparq.language.tasks import TASKS, example
+from sparq.language.vocabulary import JointVocabulary
+from sparq.speech.duration import DurationPredictor
+from sparq.speech.recogniser import Recogniser
+from sparq.speech.units import Codebook
+from sparq.speech.vocoder import UnitGenerator, Vocoder, VocoderConfig
+
+UNITS = 12
+TEXTS = ["the train leaves", "what time is it", "a quarter past ten", "she sells sea shells"]
+CONFIG = EvaluationConfig(sentences=3, max_pieces=6)
+
+
+class Judge(Recogniser):
+    """Hears every sentence the same, and keeps what it was given."""
+
+    name = "judge"
+
+    def __init__(self) -> None:
+        self.given: list[np.ndarray] = []
+
+    def _transcribe(self, waveform):
+        self.given.append(waveform)
+        return "what time is it"
+
+
+class Plain:
+    write_text = staticmethod(str)
+
+    @staticmethod
+    def write_units(units):
+        return "".join(chr(0x4E00 + int(u)) for u in units)
+
+
+def utterances(count=4):
+    random = np.random.default_rng(0)
+    return [Utterance(TEXTS[i % 4], random.integers(UNITS, size=10 + i)) for i in range(count)]
+
+
+@pytest.fixture(scope="module")
+def lm():
+    lines = [TASKS[task].line(Plain(), text=u.text, units=u.units) for u in utterances(40) for task in ("asr", "tts")]
+    vocabulary = JointVocabulary.train(lines, 70, UNITS)
+    torch.manual_seed(0)
+    shape = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    ids = {"vocab_size": vocabulary.size, "pad_token_id": vocabulary.pad_id, "eos_token_id": vocabulary.end_id}
+    config = LlamaConfig(**shape, **ids, bos_token_id=None, max_position_embeddings=128, initializer_range=0.5)
+    codebook = Codebook(np.random.default_rng(0).normal(size=(UNITS, 2)).astype(np.float32), "encoder", "none", 0)
+    shape = VocoderConfig.preset("small", units=UNITS, channels=16, embedding=8)
+    vocoder = Vocoder(UnitGenerator(shape), DurationPredictor(UNITS), codebook.fingerprint)
+    return SpeechLM(LlamaForCausalLM(config), vocabulary, codebook, vocoder)
+
+
+def test_assessment_is_made_of_its_parts(lm):
+    judge, notes = Judge(), []
+    result = assess(lm, utterances(), judge, CONFIG, notes.append)
+    chosen = utterances()[:3]
+    for task in TASKS:
+        made = [example(TASKS[task], lm.vocabulary, text=u.text, units=u.units) for u in chosen]
+        likelihood = perplexity(lm.model, made)
+        assert result.accuracy[task] == likelihood.next_token_accuracy
+        if task == "textlm":
+            assert result.scores.text_perplexity == likelihood.perplexity
+        if task == "speechlm":
+            assert result.scores.speech_perplexity == likelihood.perplexity
+    assert result.scores.text_perplexity != result.scores.speech_perplexity
+    assert set(result.accuracy) == set(TASKS)
+    assert len(judge.given) == len(result.transcripts) == 3
+    assert all(wave.size and wave.size % 384 == 0 for wave in judge.given)
+    assert result.heard == ["what time is it"] * 3
+    assert result.tts == word_error_rate(TEXTS[:3], list(result.heard))
+    assert result.scores.tts_wer == result.tts.wer == pytest.approx(100 * (4 + 0 + 4) / (3 + 4 + 4))
+    assert result.asr == word_error_rate(TEXTS[:3], list(result.transcripts))
+    assert result.scores.asr_wer == result.asr.wer
+    assert set(result.outliers) == {"text", "speech", "speech with text"}
+    assert result.outliers == outliers_by_modality(lm.model, lm.vocabulary, chosen)
+    assert notes == ["perplexity", "outliers", "listening", "speaking"]
+
+
+def test_outliers_are_those_of_the_sequences_of_each_task(lm):
+    found = outliers_by_modality(lm.model, lm.vocabulary, utterances())
+    for kind, task in {"text": "textlm", "speech": "speechlm", "speech with text": "asr"}.items():
+        made = [example(TASKS[task], lm.vocabulary, text=u.text, units=u.units) for u in utterances()]
+        assert found[kind] == outliers(lm.model, padded_batches(made))
+        assert found[kind].sequences == 4
+
+
+def test_beam_search_is_used(lm, monkeypatch):
+    asked = []
+    generate = "sparq.evaluation.scoring.generate"
+    monkeypatch.setattr(generate, lambda *given: asked.append(given[-1]) or [[] for _ in given[2]])
+    assess(lm, utterances(), Judge(), dataclasses.replace(CONFIG, beam=3))
+    assert (asked[0].method, asked[0].beams, asked[0].max_pieces) == ("beam", 3, 6)
+
+
+def test_nothing_held_out(lm):
+    for nothing in ([], [Utterance("only text", np.zeros(0, np.int64))], [Utterance("…", np.arange(5))]):
+        with pytest.raises(UserError, match="not one held-out utterance"):
+            assess(lm, nothing, Judge(), CONFIG)
+    with pytest.raises(UserError, match="not one utterance for task asr"):
+        task_examples(lm.vocabulary, [Utterance("only text", np.zeros(0, np.int64))], "asr")
+
+
+def test_a_model_without_a_voice(lm):
+    silent = SpeechLM(lm.model, lm.vocabulary, lm.codebook)
+    with pytest.raises(UserError, match="no vocoder"):
+        assess(silent, utterances(), Judge(), CONFIG)
+
+
+def test_live_measure(lm):
+    many = utterances(LIVE + 5)
+    values = live_measure(lm.vocabulary, many)(lm.model)
+    assert len(values) == 2 * len(TASKS) + 2 * 3
+    for task in TASKS:
+        likelihood = perplexity(lm.model, task_examples(lm.vocabulary, many[:LIVE], task))
+        assert values[f"held_out/{task}/accuracy"] == likelihood.next_token_accuracy
+        assert values[f"held_out/{task}/loss"] == pytest.approx(math.log(likelihood.perplexity))
+    for kind, report in outliers_by_modality(lm.model, lm.vocabulary, many[:LIVE]).items():
+        assert values[f"outliers/{kind}/maximum_infinity_norm"] == report.maximum_infinity_norm
+        assert values[f"outliers/{kind}/average_kurtosis"] == report.average_kurtosis
+
+
+def test_live_measure_leaves_out_what_cannot_be_measured(lm):
+    """A training must not end because an utterance that was held out is too long for the model, or has no speech."""
+    fitting = utterances(2)
+    endless = Utterance("and so on", np.arange(5 * UNITS * 4) % UNITS)
+    measured = live_measure(lm.vocabulary, [*fitting, endless])(lm.model)
+    alone = live_measure(lm.vocabulary, fitting)(lm.model)
+    assert measured["held_out/asr/loss"] == pytest.approx(alone["held_out/asr/loss"])
+    assert measured["held_out/textlm/loss"] != pytest.approx(alone["held_out/textlm/loss"])
+    silent = live_measure(lm.vocabulary, [Utterance("only text", np.zeros(0, np.int64))])(lm.model)
+    assert {name.split("/")[1] for name in silent} == {"textlm", "text"}

@@ -1,0 +1,213 @@
+"""A recipe from end to end: what it makes, what it skips, what it builds again, and how it comes back from kill -9."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import sparq
+from sparq import pipeline
+from sparq.artifacts import Manifest
+from sparq.attention import installed
+from sparq.errors import UserError
+from sparq.making import Watcher
+from sparq.paper.summary import finish
+from sparq.pipeline import Run
+from sparq.recipe import load_recipe
+from sparq.speech.audio import load_audio
+from sparq.stages import read_stage
+
+MODELS = {"none", "none-W8A8", "max", "max-W8A8"}
+SCORES = {"scores-none-W16A16", "scores-none-W8A8", "scores-max-W16A16", "scores-max-W8A8"}
+STAGES = {"corpus", "vocabulary", "vocoder"} | MODELS | SCORES
+SHORT = sparq.GenerationOptions(max_pieces=10)
+
+
+@pytest.fixture
+def copied(tiny_run, tmp_path) -> Path:
+    """A copy of the run that a test may change."""
+    shutil.copytree(tiny_run.folder, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def stages(recipe) -> dict[str, list[str]]:
+    """Run every stage of a recipe; what happened to each, by what happened."""
+    events: dict[str, list[str]] = {}
+    run = Run(recipe, Watcher(stage=lambda event: events.setdefault(event.state, []).append(event.name)))
+    for sink, row in run.models():
+        run.scored(sink, row)
+    return events
+
+
+def test_the_table_has_every_model(tiny_run):
+    assert [(row["sink"], row["bits"], row["method"]) for row in tiny_run.rows] == [
+        ("none", "W16A16", None), ("none", "W8A8", "SmoothQuant"), ("max", "W16A16", None), ("max", "W8A8", "SmoothQuant"),
+    ]  # fmt: skip
+    for row in tiny_run.rows:
+        assert row["text_perplexity"] > 1
+        assert row["speech_perplexity"] > 1
+        assert row["maximum_infinity_norm"] > 0
+        assert all(math.isfinite(row[name]) for name in ("asr_wer", "tts_wer", "average_kurtosis"))
+        assert (row["average_drop"] is None) == (row["bits"] == "W16A16")
+    full, quantised = tiny_run.rows[:2]
+    names = ("text_perplexity", "speech_perplexity", "asr_wer", "tts_wer")
+    ratios = [quantised[name] / full[name] - 1 for name in names]
+    assert quantised["average_drop"] == pytest.approx(100 * sum(ratios) / 4)
+    assert quantised["text_perplexity"] != full["text_perplexity"]
+    table = json.loads((tiny_run.folder / "table.json").read_text())
+    assert table["rows"] == tiny_run.rows
+    assert {"command", "commit", "machine", "date"} <= set(table["made"])
+
+
+def test_the_report_and_what_lies_beside_it(tiny_run):
+    page = tiny_run.report.read_text()
+    assert page.count("<audio") >= 5  # the recording, and one sentence by two variants at two widths
+    assert "Come in." in page
+    assert "come back soon" in page
+    assert not re.search(r"""(?:src|href)\s*=\s*["']https?:""", page)
+    names = {path.name for path in tiny_run.folder.iterdir()}
+    spoken = {f"spoken-1-{sink}-{bits}.wav" for sink in ("none", "max") for bits in ("W16A16", "W8A8")}
+    assert names == STAGES | spoken | {"table.json", "report.html"}  # and nothing half made
+    assert load_audio(tiny_run.folder / "spoken-1-max-W8A8.wav").size
+    history = json.loads((tiny_run.folder / "max" / "training" / "history.json").read_text())
+    assert [entry["step"] for entry in history] == [1, 2, 3]
+    assert all(math.isfinite(entry["loss"]) for entry in history)
+    assert "held_out/asr/accuracy" in history[1]  # measured as it trained
+    assert not list(tiny_run.folder.rglob("checkpoint-*"))
+
+
+def test_running_again_does_nothing(tiny_run):
+    events = stages(load_recipe(tiny_run.recipe))
+    assert {state: sorted(names) for state, names in events.items()} == {"skipped": sorted(STAGES)}
+
+
+@pytest.mark.parametrize(
+    ("setting", "rebuilt"),
+    [
+        ("corpus.sources.0.held_out=3", STAGES - {"vocoder"}),  # the vocoder is a ready one
+        ("vocabulary.size=234", {"vocabulary"} | MODELS | SCORES),
+        ("adaptation.steps=2", MODELS | SCORES),
+        ("model.layers=2", MODELS | SCORES),
+        ("attention.detach=true", {"max", "max-W8A8", "scores-max-W16A16", "scores-max-W8A8"}),
+        ("quantization.0.alpha=0.4", {name for name in STAGES if name.endswith("W8A8")}),
+        ("evaluation.sentences=2", SCORES),
+        ("evaluation.spoken=[]", set()),
+        ("corpus.processes=2", set()),
+        ("description=another", set()),
+    ],
+)
+def test_a_setting_changes_what_depends_on_it(tiny_run, monkeypatch, setting, rebuilt):
+    changed = set()
+
+    def compare(root, stage, on_event):
+        if read_stage(root / stage.name).fingerprint != stage.fingerprint:
+            changed.add(stage.name)
+        return Manifest(stage.kind, {}, {}, stage.fingerprint, {})
+
+    monkeypatch.setattr(pipeline, "run_stage", compare)
+    stages(load_recipe(tiny_run.recipe, [setting]))
+    assert changed == rebuilt
+
+
+def test_another_quantisation_is_built_beside_what_stays(tiny_run, copied):
+    settings = [f"output={copied}", "attention.sinks=[max]", "quantization.0.method=round", "evaluation.sentences=1"]
+    before = (copied / "max" / "stage.json").read_bytes()
+    events = stages(load_recipe(tiny_run.recipe, settings))
+    made = {"max-W8A8-round", "scores-max-W8A8-round"}
+    assert set(events["finished"]) == made | {"scores-max-W16A16"}
+    assert set(events["rebuilt"]) == {"scores-max-W16A16"}
+    assert set(events["started"]) == made
+    assert (copied / "max" / "stage.json").read_bytes() == before
+    assert (copied / "max-W8A8").is_dir()
+
+
+def test_the_models_listen_and_speak(tiny_run):
+    lm = sparq.load(tiny_run.folder / "max" / "speechlm")
+    assert installed(lm.model).sink == "max"
+    heard = lm.transcribe(tiny_run.audio, SHORT)
+    assert isinstance(heard, str)
+    assert lm.transcribe([load_audio(tiny_run.audio)], SHORT) == [heard]
+    waveform, rate = lm.speak("Come back soon!", SHORT)
+    assert (waveform.dtype, rate) == (np.float32, 16_000)
+    assert waveform.size % 384 == 0
+    assert waveform.any()
+    quantised = sparq.load(tiny_run.folder / "max-W8A8" / "speechlm")
+    assert quantised.model.config.quantization_config.settings.bits == "W8A8"
+    assert installed(quantised.model).sink == "max"
+    assert quantised.vocabulary.fingerprint == lm.vocabulary.fingerprint
+
+
+def test_a_killed_adaptation_goes_on(tiny_run, copied):
+    more = ["adaptation.steps=80", "adaptation.save_every=10", "attention.sinks=[none]", "quantization=[]"]
+    more += ["evaluation.sentences=1", "evaluation.spoken=[]", "evaluation.recordings=[]", f"output={copied}"]
+    command = [sys.executable, "-m", "sparq.cli", "run", str(tiny_run.recipe), *more]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 240
+    while not list(copied.glob(".none.*.partial/training/checkpoint-10/trainer_state.json")):
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    events, steps = [], []
+    watcher = Watcher(lambda event: events.append((event.name, event.state)), lambda step, *_: steps.append(step))
+    rows, report = finish(load_recipe(tiny_run.recipe, more), watcher, quiet=True)
+    assert ("none", "resumed") in events
+    assert [name for name, state in events if state == "skipped"] == ["corpus", "vocabulary", "vocoder"]
+    assert steps[0] > 10
+    assert steps[-1] == 80
+    history = json.loads((copied / "none" / "training" / "history.json").read_text())
+    assert [entry["step"] for entry in history] == list(range(1, 81))
+    assert len(rows) == 1
+    assert report.is_file()
+    assert not list(copied.glob(".*"))
+
+
+def test_a_model_of_other_pieces_is_refused_before_it_is_trained(tiny_run, copied):
+    name = f"model.name={tiny_run.folder}/{{sink}}/speechlm"
+    run = Run(load_recipe(tiny_run.recipe, [f"output={copied}", name, "vocabulary.size=234"]))
+    with pytest.raises(UserError, match="vocabulary"):
+        run.adapted("max")
+    assert not list(copied.glob(".max*"))
+    lm = sparq.load(copied / "max" / "speechlm")  # the old one stays
+    assert lm.vocabulary.size == 236
+
+
+def test_a_model_of_these_pieces_is_adapted_further(tiny_run, copied):
+    name = f"model.name={tiny_run.folder}/{{sink}}/speechlm"
+    run = Run(
+        load_recipe(tiny_run.recipe, [f"output={copied}", name, "adaptation.steps=1", "adaptation.warmup_steps=0"])
+    )
+    run.adapted("max")
+    old = sparq.load(tiny_run.folder / "max" / "speechlm").model.get_input_embeddings().weight
+    new = sparq.load(copied / "max" / "speechlm").model.get_input_embeddings().weight
+    assert 0 < (old - new).abs().max() < 2e-3  # one step of Adam from where it was
+
+
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [
+        ("vocoder.name=nowhere", "nowhere"),
+        ("vocabulary.name=nowhere", "nowhere"),
+        ("vocabulary.mode=extend", "vocabulary.mode"),
+        ("quantization=[{}, {alpha: 0.3}]", "W8A8"),
+        ("evaluation.recordings=[{path: nowhere.wav}]", "nowhere.wav"),
+        ("corpus.sources.0.path=nowhere.tsv", "nowhere.tsv"),
+    ],
+)
+def test_what_cannot_be_is_said_before_anything_is_made(tiny_run, tmp_path, setting, told):
+    recipe = load_recipe(tiny_run.recipe, [setting, f"output={tmp_path / 'run'}"])
+    with pytest.raises(UserError, match=re.escape(told)):
+        finish(recipe, Watcher(), quiet=True)
+    assert not (tmp_path / "run").exists()
