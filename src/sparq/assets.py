@@ -38,11 +38,19 @@ def embedded(name: str) -> Path:
     Raises:
         UserError: no such name, or its package is not installed (the line says which command installs it).
     """
-    if name == "smollm2-135m":
-        return _smollm2()
-    if name not in _PACKAGED:
-        raise UserError(f"{name}: no such embedded asset; there are {', '.join([*_PACKAGED, 'smollm2-135m'])}")
-    return _packaged(name, *_PACKAGED[name])
+    return _smollm2() if name == "smollm2-135m" else packaged(name)
+
+
+def packaged(name: str) -> Path:
+    """Find what ``embedded`` knows as its package brings it; nothing is converted.
+
+    Raises:
+        UserError: no such name, or its package is not installed.
+    """
+    known = _PACKAGED | {"smollm2-135m": _SMOLLM2}
+    if name not in known:
+        raise UserError(f"{name}: no such embedded asset; there are {', '.join(known)}")
+    return _packaged(name, *known[name])
 
 
 def embedded_names() -> tuple[str, ...]:
@@ -92,7 +100,7 @@ def _smollm2() -> Path:
     """Return the cached Hugging Face folder of SmolLM2-135M, made from the GGUF file if it is not there yet."""
     folder = _cache() / "smollm2-135m"
     if not (folder / "config.json").is_file():
-        gguf = _packaged("smollm2-135m", *_SMOLLM2)
+        gguf = packaged("smollm2-135m")
         if importlib.util.find_spec("gguf") is None:
             raise UserError("smollm2-135m: its file format needs a reader; run: pip install gguf")
         with new_folder(folder) as made:

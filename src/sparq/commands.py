@@ -194,6 +194,7 @@ def corpus(given: argparse.Namespace) -> None:
     """Make a corpus."""
     from sparq.config import CorpusConfig
     from sparq.corpus.build import build_corpus
+    from sparq.corpus.codebook import load_codebook
 
     sources = [
         {"kind": given.kind, "path": path, "held_out": given.held_out, "keep_audio": given.keep_audio}
@@ -201,7 +202,8 @@ def corpus(given: argparse.Namespace) -> None:
     ]
     defaults: dict[str, Any] = {"sources": sources, "processes": given.processes}
     if given.codebook:
-        defaults["units"] = {"name": given.codebook}
+        book = load_codebook(given.codebook)
+        defaults |= {"units": {"name": given.codebook}, "encoder": {"name": book.encoder_name, "layer": book.layer}}
     made = build_corpus(_read_settings(CorpusConfig, defaults, given), Path(given.output), quiet=given.json)
     if given.json:
         _print_json(made.statistics)
@@ -238,10 +240,10 @@ def vocoder(given: argparse.Namespace) -> None:
 
 def assets(given: argparse.Namespace) -> None:
     """List models."""
-    from sparq.assets import embedded, embedded_names, shipped, shipped_names
+    from sparq.assets import embedded_names, packaged, shipped, shipped_names
 
     found = []
-    for kind, names, find in (("embedded", embedded_names(), embedded), ("shipped", shipped_names(), shipped)):
+    for kind, names, find in (("embedded", embedded_names(), packaged), ("shipped", shipped_names(), shipped)):
         for name in names:
             try:
                 found.append({"kind": kind, "name": name, "path": str(find(name)), "missing": None})
