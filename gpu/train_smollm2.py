@@ -32,7 +32,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from sparq.adaptation.examples import ExampleStream
 from sparq.adaptation.start import pretrained_model
 from sparq.adaptation.training import HISTORY, Training, adapt, last_checkpoint
-from sparq.artifacts import new_folder
+from sparq.artifacts import new_folder, require_match
 from sparq.assets import shipped
 from sparq.attention import install
 from sparq.config import SINKS, AdaptationConfig
@@ -148,11 +148,8 @@ def train(given: argparse.Namespace, corpus: Corpus, vocabulary: Vocabulary, mod
     return adapt(network, stream, config, folder, measure=measure, report=report)
 
 
-def finish(given: argparse.Namespace, corpus: Corpus, vocabulary: Vocabulary, training: Training, folder: Path) -> None:
+def finish(given: argparse.Namespace, lm: SpeechLM, folder: Path) -> None:
     """Write the SpeechLM, and its parts for the way home."""
-    vocoder = Vocoder.load(given.vocoder or shipped("vocoder"))
-    fits = vocoder.codebook == corpus.codebook.fingerprint
-    lm = SpeechLM(training.model.cpu(), vocabulary, corpus.codebook, vocoder if fits else None)
     lm.save(folder / "speechlm", half=True, complete=False)
     shutil.rmtree(folder / "parts", ignore_errors=True)
     count = pack(folder / "speechlm", folder / "parts", PART)
@@ -169,12 +166,14 @@ def main() -> int:
     given.out.mkdir(parents=True, exist_ok=True)
     try:
         corpus = Corpus.load(given.corpus)
+        vocoder = Vocoder.load(given.vocoder or shipped("vocoder"))  # a part that does not fit is told before training
+        require_match("the vocoder (its codebook)", vocoder.codebook, corpus.codebook.fingerprint)
         model = plain_model(given.model, given.state)
         vocabulary = vocabulary_of(given, corpus, model)
         training = train(given, corpus, vocabulary, model, folder / "training")
         shutil.copy(folder / "training" / HISTORY, given.out / f"history-{given.sink}.json")
         if training.steps >= given.steps:
-            finish(given, corpus, vocabulary, training, folder)
+            finish(given, SpeechLM(training.model.cpu(), vocabulary, corpus.codebook, vocoder), folder)
         else:
             print(f"step {training.steps} of {given.steps}: call again with the same arguments")
     except SparqError as error:
