@@ -28,7 +28,7 @@ class DurationPredictor(nn.Module):
         dropout: after each layer, while training.
     """
 
-    def __init__(self, units: int, width: int = 128, kernel: int = 3, dropout: float = 0.2) -> None:
+    def __init__(self, units: int, width: int = 128, kernel: int = 5, dropout: float = 0.2) -> None:
         super().__init__()
         self.embedding = nn.Embedding(units, width)
         self.convolutions = nn.ModuleList(nn.Conv1d(width, width, kernel, padding=kernel // 2) for _ in range(2))
@@ -61,14 +61,14 @@ class DurationPredictor(nn.Module):
 
 
 def fit_durations(
-    sequences: Sequence[np.ndarray], units: int, *, steps: int = 1000, batch: int = 32, seed: int = 0
+    sequences: Sequence[np.ndarray], units: int, *, steps: int = 1500, batch: int = 24, seed: int = 0
 ) -> DurationPredictor:
     """Train a duration predictor on raw unit sequences.
 
     Args:
         sequences: int [frames] each, repeats not merged.
         units: size of the codebook.
-        steps: Adam steps, the learning rate falling linearly from 1e-3 to nothing.
+        steps: Adam steps, the learning rate falling linearly from 2e-3 to nothing.
         batch: sequences per step.
         seed: of weights, dropout and batches.
     """
@@ -77,9 +77,9 @@ def fit_durations(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = DurationPredictor(units)
-        optimiser = torch.optim.Adam(model.parameters(), lr=1e-3)
+        optimiser = torch.optim.Adam(model.parameters(), lr=2e-3)
         for step in range(steps):
-            optimiser.param_groups[0]["lr"] = 1e-3 * (1 - step / steps)
+            optimiser.param_groups[0]["lr"] = 2e-3 * (1 - step / steps)
             chosen = [merged[i] for i in random.integers(len(merged), size=batch)]
             loss = model.loss(
                 [torch.as_tensor(u, dtype=torch.long) for u, _ in chosen],

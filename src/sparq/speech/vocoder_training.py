@@ -75,7 +75,7 @@ class VocoderTraining:
     feature_weight: float = 2.0
     mel_windows: tuple[int, ...] = (1024,)
     clip: float = 1000.0
-    duration_steps: int = 1000
+    duration_steps: int = 1500
     checkpoint_steps: int = 1000
     log_steps: int = 50
     seed: int = 0
