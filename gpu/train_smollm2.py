@@ -41,7 +41,8 @@ from sparq.errors import SparqError
 from sparq.evaluation.scoring import live_measure
 from sparq.language.speech_lm import SpeechLM
 from sparq.language.tasks import TASKS
-from sparq.language.vocabulary import ExtendedVocabulary, Vocabulary, Writer, load_vocabulary
+from sparq.language.vocabulary import ExtendedVocabulary, Vocabulary, load_vocabulary
+from sparq.language.writing import Writer
 from sparq.schema import parse, with_overrides
 from sparq.speech.vocoder import Vocoder
 
@@ -124,7 +125,7 @@ def settings_of(given: argparse.Namespace, folder: Path) -> AdaptationConfig:
 
 
 def train(given: argparse.Namespace, corpus: Corpus, vocabulary: Vocabulary, model: Path, folder: Path) -> Training:
-    """Train for the minutes of this call. Checkpoints stay, which is why this is not ``pipeline.adapt_model``."""
+    """Train for the minutes of this call. Checkpoints stay, which is why this is not ``making.adapt_model``."""
     config = settings_of(given, folder)
     network = install(pretrained_model(model, vocabulary, config.seed), given.sink)
     stream = ExampleStream(
