@@ -20,6 +20,8 @@ layer PNMI  place units per frame other reader
 ===== ===== ===== =============== ============
 
 The last block writes positions for the decoder to find its way by, which makes the model's own output the worst choice.
+Layers 4 and 5 are the best by these measures; 5 is the default, because its merged units are 1.5 times fewer, and a
+language model pays for every one of them. The codebook that ships is of layer 5.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ import onnxruntime
 from sparq.errors import UserError
 
 LAYERS = 6
-DEFAULT_LAYER = 4
+DEFAULT_LAYER = 5
 DIMENSION = 288
 HOP = 384
 FIRST_FRAME = 895
