@@ -1,8 +1,8 @@
 """Training of the vocoder: mel, feature-matching and adversarial losses on short segments, resumable at any step.
 
 The losses and their weights are HiFi-GAN's (Kong et al. 2020, section 2.4), the optimiser the paper's (E.3: Adam,
-8e-4). Two things serve machines without a GPU: the generator may learn from the mel loss alone at first, which costs a
-third of a full step and is enough to become intelligible, and that loss may listen through several windows.
+8e-4). Two things serve machines without a GPU: the generator may learn from the mel loss alone at first, which costs
+less than half of a full step and is enough to become intelligible, and that loss may listen through several windows.
 """
 
 from __future__ import annotations
@@ -92,7 +92,8 @@ class VocoderTraining:
     def preset(cls, name: str) -> VocoderTraining:
         """Give what trains the vocoder configuration of this name: ``paper``, ``paper-384``, or ``small``.
 
-        The small one is made for one CPU core and an hour.
+        The small one is made for one CPU core (0.22 s a step) and is intelligible after the mel loss alone; more steps
+        than 6,250 wake the discriminators, at 0.53 s a step.
 
         Raises:
             UserError: unknown name.
@@ -102,11 +103,11 @@ class VocoderTraining:
         if name != "small":
             raise UserError(f"unknown vocoder preset {name!r}: expected one of paper, paper-384, small")
         return cls(
-            steps=16_000,
-            warmup_steps=4_000,
+            steps=6_250,
+            warmup_steps=6_250,
             batch=8,
             segment=32,
-            decay=0.9,
+            decay=0.75,
             mel_windows=(256, 512, 1024, 2048),
             clip=100.0,
             checkpoint_steps=250,
