@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import shutil
@@ -124,7 +125,7 @@ def quick(tiny_run, tmp_path_factory):
     from sparq.language.speech_lm import SpeechLM
 
     lm = SpeechLM.load(tiny_run.folder / "max" / "speechlm")
-    lm.model.config.max_position_embeddings = 40
+    lm.model.config.max_position_embeddings = 48
     lm.save(folder)
     return folder
 
@@ -269,6 +270,7 @@ def test_adapt_with_settings_behind_the_options(sparq, lm, corpus, tmp_path):
     code, out, _ = sparq("adapt", corpus, "-o", "more", "--model", lm, "--sink", "zero", *settings)
     assert (code, out) == (0, "more/speechlm: 2 steps\n")
     assert read_manifest(tmp_path / "more" / "speechlm", "speechlm").settings["attention"]["sink"] == "zero"
+    assert sparq("adapt", corpus, "-o", "once", "--model", lm, "batch_bins=600")[1] == "once/speechlm: 1 steps\n"
     code, out, err = sparq("adapt", corpus, "--json", *settings, "-o", "more", "--model", lm, "--sink", "zero")
     assert (code, err) == (0, "")
     assert [entry["step"] for entry in json.loads(out)] == [1, 2]
@@ -297,7 +299,11 @@ def test_run_as_json_and_as_a_table(sparq, tiny_run):
     assert json.loads(out) == {"rows": tiny_run.rows, "report": str(tiny_run.report)}
 
 
-def test_vocoder(sparq, corpus, tmp_path):
+def test_vocoder(sparq, corpus, tmp_path, monkeypatch):
+    from sparq import making
+
+    few = dataclasses.replace(making.VocoderTraining.preset("small"), duration_steps=2)
+    monkeypatch.setattr(making.VocoderTraining, "preset", lambda _: few)
     code, out, _ = sparq("vocoder", corpus, "-o", "voice", "steps=1", "batch=1")
     assert (code, out) == (0, "voice\n")
     assert read_manifest(tmp_path / "voice", "vocoder").kind == "vocoder"

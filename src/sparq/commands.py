@@ -69,12 +69,14 @@ def demo(given: argparse.Namespace) -> None:
 
 def run(given: argparse.Namespace) -> None:
     """Run a recipe, and show its table."""
+    from sparq.recipe import load_recipe
+
+    recipe = load_recipe(given.recipe, given.settings)  # before what takes seconds to import
+
     from sparq.making import Watcher
     from sparq.paper.summary import finish
     from sparq.progress import Terminal
-    from sparq.recipe import load_recipe
 
-    recipe = load_recipe(given.recipe, given.settings)
     with Terminal(quiet=given.json) as terminal:
         watcher = Watcher(terminal.stage, terminal.training, terminal.note)
         rows, report = finish(recipe, watcher, quiet=given.json)
@@ -92,7 +94,8 @@ def adapt(given: argparse.Namespace) -> None:
     from sparq.making import SPEECHLM, Watcher, adapt_speechlm
     from sparq.progress import Terminal
 
-    config = _read_settings(AdaptationConfig, {"epochs": 1}, given)
+    ended = any(text.partition("=")[0] in ("steps", "epochs", "minutes") for text in given.settings)
+    config = _read_settings(AdaptationConfig, {} if ended else {"epochs": 1}, given)
     corpus, output = Corpus.load(Path(given.corpus)), Path(given.output)
     with Terminal(quiet=given.json) as terminal:
         watcher = Watcher(terminal.stage, terminal.training, terminal.note)

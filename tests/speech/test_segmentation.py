@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparq.assets import embedded
+from sparq.errors import UserError
 from sparq.speech.audio import load_audio
 from sparq.speech.segmentation import split_at_silences
 
@@ -98,3 +99,16 @@ def test_a_real_recording():
         loud = np.sqrt(np.mean(np.square(piece)))
         assert np.sqrt(np.mean(np.square(piece[:320]))) < 0.3 * loud
         assert np.sqrt(np.mean(np.square(piece[-320:]))) < 0.3 * loud
+
+
+@pytest.mark.parametrize("longest", [0.5, 0.6, 1.0, 1.99])
+def test_stretches_may_be_short_for_a_model_with_few_positions(longest):
+    wave = np.concatenate([voice(2.3), silence(0.3), voice(1.7, seed=1)])
+    pieces = split_at_silences(wave, longest)
+    assert max(seconds(pieces)) <= longest
+    assert 3.5 < sum(seconds(pieces)) <= len(wave) / RATE
+
+
+def test_stretches_that_are_too_short_are_refused():
+    with pytest.raises(UserError, match=r"0\.40 s are too short"):
+        split_at_silences(voice(3), 0.4)

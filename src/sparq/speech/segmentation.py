@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
+from sparq.errors import UserError
 from sparq.speech.audio import RATE
 
 _FRAME = RATE // 50  # 20 ms
 _SILENT = -65.0  # dB below full scale; nothing under it is taken for speech
 _MARGIN = 10  # frames kept on either side of speech
-_SHORTEST = 50  # frames; no cut leaves less than a second, however long the silence
+_SHORTEST = 50  # frames; no cut of more than two seconds leaves less than one, however long the silence
+_LIMIT = 25  # frames; there is no sense in shorter stretches
 _DIP = 10  # frames over which the quietest moment is looked for where nobody pauses
 
 
@@ -22,14 +24,19 @@ def split_at_silences(waveform: np.ndarray, longest: float) -> list[np.ndarray]:
 
     Args:
         waveform: float32 [samples] at 16 kHz.
-        longest: seconds that a stretch may last, at least 2.
+        longest: seconds that a stretch may last, at least 0.5.
 
     Returns:
         The stretches in their order, each float32 [samples] and no longer than ``longest``.
+
+    Raises:
+        UserError: ``longest`` is too short to hear anything in.
     """
     level = _level(waveform)
     speech = level > _threshold(level)
     limit = int(longest * RATE) // _FRAME
+    if limit < _LIMIT:
+        raise UserError(f"stretches of {longest:.2f} s are too short to listen to (expected at least 0.5 s)")
     pieces: list[tuple[int, int]] = []
     waiting = [(0, len(level))]
     while waiting:
@@ -69,7 +76,8 @@ def _trimmed(speech: np.ndarray, start: int, stop: int) -> tuple[int, int]:
 
 def _cut(level: np.ndarray, speech: np.ndarray, start: int, stop: int) -> int:
     """Choose where to cut a stretch that is too long: amid its longest silence, or where it is quietest."""
-    first, last = start + _SHORTEST, stop - _SHORTEST
+    shortest = min(_SHORTEST, (stop - start - 1) // 2)
+    first, last = start + shortest, stop - shortest
     silent = np.concatenate([[False], ~speech[first:last], [False]])
     edges = np.flatnonzero(silent[1:] != silent[:-1]).reshape(-1, 2)
     if len(edges):
