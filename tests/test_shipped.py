@@ -1,0 +1,34 @@
+"""What ships is whole, fits together, is small enough, and works: it speaks so that the judge understands, and hears."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import sparq
+from sparq.assets import shipped
+from sparq.attention import installed
+from sparq.evaluation import word_error_rate
+from sparq.speech.recogniser import load_recogniser
+from sparq.speech.voices import load_voice
+
+SENTENCES = ["It was the best of times, it was the worst of times.", "The president was in the house."]
+
+
+def test_the_weights_take_at_most_30_megabytes():
+    files = Path(shipped("codebook")).parent.rglob("*")
+    assert sum(file.stat().st_size for file in files if file.is_file()) <= 30e6
+
+
+@pytest.mark.parametrize("sink", ["none", "max", "zero"])
+def test_a_shipped_model_speaks_and_hears(sink):
+    lm = sparq.load(shipped(f"speechlm-{sink}"))
+    settings = installed(lm.model)
+    assert settings is not None
+    assert settings.sink == sink
+    said = [wave for wave, _ in lm.speak(SENTENCES)]
+    assert word_error_rate(SENTENCES, load_recogniser().transcribe(said)).wer <= 50
+    voice = load_voice("hibari")
+    heard = lm.transcribe([voice.speak(sentence).waveform for sentence in SENTENCES])
+    assert word_error_rate(SENTENCES, heard).wer <= 50
