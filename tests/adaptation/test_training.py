@@ -179,7 +179,8 @@ def test_what_is_kept_and_shown(model, stream, tmp_path, capfd):
     assert [event.value for event in board.Scalars("train/next_token_accuracy")] == [11.0, 12.0]
     shown = capfd.readouterr()
     assert shown.out == ""
-    assert shown.err == ""
+    # Checkpoints that follow each other within one tick of the clock make transformers say that it counts by name.
+    assert [line for line in shown.err.splitlines() if "mtime may not be reliable" not in line] == []
 
 
 def test_checkpoints_keep_adapters_sinks_and_attention(model, stream, tmp_path, vocabulary):
