@@ -29,7 +29,6 @@ import torch
 from carry import pack
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from sparq.adaptation.examples import ExampleStream
 from sparq.adaptation.start import pretrained_model
 from sparq.adaptation.training import HISTORY, Training, adapt, last_checkpoint
 from sparq.artifacts import new_folder, require_match
@@ -43,6 +42,7 @@ from sparq.language.speech_lm import SpeechLM
 from sparq.language.tasks import TASKS
 from sparq.language.vocabulary import ExtendedVocabulary, Vocabulary, load_vocabulary
 from sparq.language.writing import Writer
+from sparq.making import example_stream
 from sparq.schema import parse, with_overrides
 from sparq.speech.vocoder import Vocoder
 
@@ -128,15 +128,7 @@ def train(given: argparse.Namespace, corpus: Corpus, vocabulary: Vocabulary, mod
     """Train for the minutes of this call. Checkpoints stay, which is why this is not ``making.adapt_model``."""
     config = settings_of(given, folder)
     network = install(pretrained_model(model, vocabulary, config.seed), given.sink)
-    stream = ExampleStream(
-        corpus.utterances("train"),
-        vocabulary,
-        config.task_weights,
-        config.batch_bins,
-        config.seed,
-        config.curriculum,
-        network.config.max_position_embeddings,
-    )
+    stream = example_stream(network, corpus, vocabulary, config)
     held_out = corpus.utterances("held_out")
     began = time.monotonic()
 

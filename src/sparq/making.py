@@ -51,6 +51,21 @@ class Watcher:
     note: Callable[[str], None] = lambda _: None
 
 
+def example_stream(
+    model: PreTrainedModel, corpus: Corpus, vocabulary: Vocabulary, config: AdaptationConfig
+) -> ExampleStream:
+    """Draw batches from what a corpus holds to train on, none of them longer than the model's positions."""
+    return ExampleStream(
+        corpus.utterances("train"),
+        vocabulary,
+        config.task_weights,
+        config.batch_bins,
+        config.seed,
+        config.curriculum,
+        model.config.max_position_embeddings,
+    )
+
+
 def adapt_model(
     model: PreTrainedModel,
     corpus: Corpus,
@@ -69,15 +84,7 @@ def adapt_model(
         folder: for the log; checkpoints are in it until the training is done.
         report: told of every step.
     """
-    stream = ExampleStream(
-        corpus.utterances("train"),
-        vocabulary,
-        config.task_weights,
-        config.batch_bins,
-        config.seed,
-        config.curriculum,
-        model.config.max_position_embeddings,
-    )
+    stream = example_stream(model, corpus, vocabulary, config)
     held_out = corpus.utterances("held_out")
     measure = live_measure(vocabulary, held_out) if held_out else None
     with no_progress_bars():  # of checkpoints, across the one that shows the training
