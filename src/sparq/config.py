@@ -236,7 +236,7 @@ class AdaptationConfig:
     Attributes:
         method: "full" trains every weight, "lora" adapters and the new embeddings.
         lora: the adapters of method "lora".
-        optimizer: "adam" (the paper) or "adamw".
+        optimizer: "adam" (the paper), "adamw", or "muon" for the hidden matrices with AdamW for the rest.
         learning_rate: its largest value, after the warm-up.
         schedule: what follows the warm-up: "constant", "linear" or "cosine" to nothing, or "inverse_sqrt".
         warmup_steps: steps over which the learning rate rises.
@@ -259,7 +259,7 @@ class AdaptationConfig:
 
     method: str = key("lora", choices=("full", "lora"))
     lora: LoraConfig = LoraConfig()
-    optimizer: str = key("adam", choices=("adam", "adamw"))
+    optimizer: str = key("adam", choices=("adam", "adamw", "muon"))
     learning_rate: float = key(3e-4, above=0)
     schedule: str = key("linear", choices=("constant", "linear", "cosine", "inverse_sqrt"))
     warmup_steps: int = key(2500, minimum=0)

@@ -25,6 +25,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from sparq.adaptation.examples import ExampleStream
 from sparq.adaptation.lora import add_lora, merge_lora
+from sparq.adaptation.optimizers import make_optimizer
 from sparq.artifacts import write_text
 from sparq.attention.install import base_model
 from sparq.config import AdaptationConfig
@@ -63,24 +64,16 @@ class Training:
 
 
 class AdaptationTrainer(Trainer):
-    """Trainer with the paper's optimizer (E.1: Adam), batches that come ready, and an end in time."""
+    """Trainer with the optimizer that is asked for, batches that come ready, and an end in time."""
 
     def __init__(self, *args: Any, config: AdaptationConfig, **kwargs: Any) -> None:
         self._config = config
         super().__init__(*args, **kwargs)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """Make Adam, whose weight decay is part of the gradient, or AdamW."""
+        """Make the optimizer that the configuration names."""
         if self.optimizer is None:
-            network: Any = model or self.model
-            kind = torch.optim.Adam if self._config.optimizer == "adam" else torch.optim.AdamW
-            self.optimizer = kind(
-                [parameter for parameter in network.parameters() if parameter.requires_grad],
-                lr=self._config.learning_rate,
-                betas=(0.9, self._config.beta2),
-                weight_decay=self._config.weight_decay,
-                fused=True,
-            )
+            self.optimizer = make_optimizer(model or self.model, self._config)
         return self.optimizer
 
     def get_train_dataloader(self) -> DataLoader:

@@ -1,0 +1,88 @@
+"""The optimizers of an adaptation: Adam (the paper, E.1), AdamW, and Muon.
+
+Muon (Jordan et al. 2024) steps along the nearest orthogonal matrix to the momentum of a weight matrix, so every
+direction moves at one speed; Adam's per-element steps are among the suspects for outliers. It is meant for the
+matrices between the embeddings and the output layer; these two, norms, biases and sink logits go by AdamW.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Adam, AdamW, Muon, Optimizer
+
+from sparq.config import AdaptationConfig
+
+Parameters = list[nn.Parameter]
+
+
+def make_optimizer(model: Any, config: AdaptationConfig) -> Optimizer:
+    """Make the optimizer of a training over the parameters that require a gradient.
+
+    Args:
+        model: a transformers model, perhaps with PEFT's adapters.
+        config: kind, learning rate, weight decay (in Adam part of the gradient, in the others apart) and beta2.
+    """
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    rate: dict[str, Any] = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
+    adam: dict[str, Any] = {**rate, "betas": (0.9, config.beta2), "fused": True}
+    if config.optimizer == "adam":
+        return Adam(trained, **adam)
+    if config.optimizer == "adamw":
+        return AdamW(trained, **adam)
+    matrices, others = _parted(model, trained)
+    # With the scale of "Muon is Scalable for LLM Training" (Liu et al. 2025) one learning rate serves both.
+    parts: list[Optimizer] = [Muon(matrices, adjust_lr_fn="match_rms_adamw", **rate)] if matrices else []
+    return Together([*parts, AdamW(others, **adam)] if others else parts)
+
+
+def _parted(model: Any, trained: Parameters) -> tuple[Parameters, Parameters]:
+    """Part parameters into hidden matrices and all others."""
+    ends = {
+        id(parameter)
+        for module in model.modules()
+        if isinstance(module, nn.Embedding)
+        for parameter in module.parameters()
+    } | {id(parameter) for parameter in model.get_output_embeddings().parameters()}
+    hidden = [parameter.ndim == 2 and id(parameter) not in ends for parameter in trained]
+    parts: tuple[Parameters, Parameters] = ([], [])
+    for parameter, inside in zip(trained, hidden, strict=True):
+        parts[not inside].append(parameter)
+    return parts
+
+
+class Together(Optimizer):
+    """Several optimizers as one; their parameter groups stand one after another, so that a schedule reaches all."""
+
+    def __init__(self, parts: Iterable[Optimizer]) -> None:
+        self.parts = list(parts)
+        super().__init__([group for part in self.parts for group in part.param_groups], {})
+        self._share()
+
+    def _share(self) -> None:
+        """Let the groups be the parts' own, and the state theirs together."""
+        self.param_groups = [group for part in self.parts for group in part.param_groups]
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Take a step with each."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for part in self.parts:
+            part.step()
+        return loss
+
+    def state_dict(self) -> dict[str, Any]:
+        """Give the states of the parts, in order."""
+        return {"parts": [part.state_dict() for part in self.parts]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the states of the parts, in order."""
+        for part, state in zip(self.parts, state_dict["parts"], strict=True):
+            part.load_state_dict(state)
+        self._share()
