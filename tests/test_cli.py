@@ -87,6 +87,7 @@ WRONG = {
     "quantise by no method": ("quantize {corpus} -o out --model {lm} --method magic", "magic"),
     "evaluate on a missing folder": ("evaluate nowhere --model {lm}", "nowhere: not a SpARQ corpus"),
     "evaluate nothing": ("evaluate {corpus} --model {lm} --sentences 0", "--sentences"),
+    "evaluate an unknown source": ("evaluate {corpus} --model {lm} --source tini", "'tini'"),
     "outliers of a missing model": ("outliers {corpus} --model nowhere", "nowhere: not a SpARQ speechlm"),
     "transcribe a missing file": ("transcribe nowhere.wav --model {lm}", "nowhere.wav: no such file"),
     "transcribe a folder": ("transcribe . --model {lm}", "is a folder"),
@@ -240,7 +241,7 @@ def test_continue_speech(sparq, tiny_run, lm, tmp_path):
 
 def test_evaluate_and_outliers(sparq, tiny_run, lm, corpus):
     asked = ("evaluate", corpus, "--model", lm, "--sentences", 3, "--max-pieces", 12)
-    code, out, err = sparq(*asked, "--json")
+    code, out, err = sparq(*asked, "--source", "tiny", "--json")
     assert (code, err) == (0, "")
     told = json.loads(out)
     row = next(row for row in tiny_run.rows if (row["sink"], row["bits"]) == ("max", "W16A16"))

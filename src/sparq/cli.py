@@ -109,7 +109,8 @@ def _add_model(command: Any) -> None:
 
 
 def _add_search(command: Any) -> None:
-    command.add_argument("--beam", type=_positive, default=1, help="width of the beam search (default 1, greedy)")
+    text = "width of the beam search, 1 for greedy (default: 5 to transcribe, 1 to speak, none to continue)"
+    command.add_argument("--beam", type=_positive, help=text)
     command.add_argument("--temperature", type=float, help="sample instead of searching")
     command.add_argument("--top-p", type=float, help="sample from this share of the probability")
     command.add_argument("--seed", type=_count, default=0, help="of the sampling")
@@ -145,7 +146,8 @@ def _add_models(made: Any) -> None:
     command.add_argument("corpus", help="a corpus folder")
     command.add_argument("--sentences", type=_positive, default=100)
     command.add_argument("--recogniser", default="moonshine-tiny", help="the judge")
-    command.add_argument("--beam", type=_positive, default=1)
+    command.add_argument("--source", action="append", help="score this source of the corpus alone (may be repeated)")
+    command.add_argument("--beam", type=_positive, default=5, help="width of the beam search as it listens")
     command.add_argument("--max-pieces", type=_positive, default=300, help="of an answer")
     _add_model(command)
 

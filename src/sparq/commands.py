@@ -44,15 +44,15 @@ def _model_folder(given: argparse.Namespace) -> Path:
 
 
 def _options(given: argparse.Namespace) -> GenerationOptions | None:
-    from sparq.language.generation import GenerationOptions
+    from sparq.language.generation import GenerationOptions, beam_search
 
     if given.temperature is not None or given.top_p is not None:
-        if given.beam > 1:
-            raise UserError(f"--beam: {given.beam} (expected 1 with --temperature or --top-p, which sample)")
+        if given.beam is not None:
+            raise UserError(f"--beam: {given.beam} (does not go with --temperature or --top-p, which sample)")
         asked = {"temperature": given.temperature, "top_p": given.top_p, "seed": given.seed}
         chosen: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
         return GenerationOptions(method="sample", **chosen)
-    return GenerationOptions(method="beam", beams=given.beam) if given.beam > 1 else None
+    return None if given.beam is None else beam_search(given.beam)
 
 
 def _read_settings(kind: Any, defaults: dict[str, Any], given: argparse.Namespace) -> Any:
@@ -131,7 +131,7 @@ def evaluate(given: argparse.Namespace) -> None:
     from sparq.speech.recogniser import load_recogniser
 
     config = EvaluationConfig(sentences=given.sentences, beam=given.beam, max_pieces=given.max_pieces)
-    held_out = Corpus.load(Path(given.corpus)).utterances("held_out")
+    held_out = Corpus.load(Path(given.corpus)).utterances("held_out", given.source)
     result = assess(_load(given), held_out, load_recogniser(given.recogniser), config)
     if given.json:
         _print_json(dataclasses.asdict(result))

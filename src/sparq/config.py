@@ -346,7 +346,7 @@ class EvaluationConfig:
 
     Attributes:
         sentences: held-out utterances scored at most.
-        beam: width of the beam search; 1 is greedy.
+        beam: width of the beam search as it listens; 1 is greedy, as it speaks.
         max_pieces: longest answer, in pieces.
         recogniser: the judge that hears synthesised speech.
         recordings: real recordings to transcribe for the report.
@@ -354,7 +354,7 @@ class EvaluationConfig:
     """
 
     sentences: int = key(100, minimum=1)
-    beam: int = key(1, minimum=1)
+    beam: int = key(5, minimum=1)
     max_pieces: int = key(300, minimum=1)
     recogniser: str = "moonshine-tiny"
     recordings: tuple[RecordingConfig, ...] = ()

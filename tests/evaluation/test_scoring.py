@@ -104,12 +104,15 @@ def test_outliers_are_those_of_the_sequences_of_each_task(lm):
         assert found[kind].sequences == 4
 
 
-def test_beam_search_is_used(lm, monkeypatch):
-    asked = []
+def test_it_listens_with_a_beam_and_speaks_greedily(lm, monkeypatch):
+    listened, spoke = [], []
     generate = "sparq.evaluation.scoring.generate"
-    monkeypatch.setattr(generate, lambda *given: asked.append(given[-1]) or [[] for _ in given[2]])
+    monkeypatch.setattr(generate, lambda *given: listened.append(given[-1]) or [[] for _ in given[2]])
+    speak = lm.speak
+    monkeypatch.setattr(lm, "speak", lambda texts, options: spoke.append(options) or speak(texts, options))
     assess(lm, utterances(), Judge(), dataclasses.replace(CONFIG, beam=3))
-    assert (asked[0].method, asked[0].beams, asked[0].max_pieces) == ("beam", 3, 6)
+    assert (listened[0].method, listened[0].beams, listened[0].max_pieces) == ("beam", 3, 6)
+    assert (spoke[0].method, spoke[0].max_pieces) == ("greedy", 6)
 
 
 def test_nothing_held_out(lm):

@@ -302,6 +302,15 @@ def test_transcription_is_asr_of_the_units(lm, tmp_path):
         assert lm.transcribe(file, SHORT) == expected
 
 
+def test_recordings_are_transcribed_with_a_beam_unless_told_otherwise(lm, monkeypatch):
+    asked = []
+    generate = "sparq.language.speech_lm.generate"
+    monkeypatch.setattr(generate, lambda *given: asked.append(given[-1]) or [[] for _ in given[2]])
+    lm.transcribe(sound(2))
+    lm.transcribe(sound(2), GenerationOptions())
+    assert [(options.method, options.beams) for options in asked] == [("beam", 5), ("greedy", 5)]
+
+
 def test_many_recordings_are_transcribed_as_one_by_one(lm):
     waves = [sound(seconds, seed) for seed, seconds in enumerate((2, 5, 1, 3))]
     texts = lm.transcribe(waves, SHORT)

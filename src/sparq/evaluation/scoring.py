@@ -20,7 +20,7 @@ from sparq.evaluation.degradation import Scores
 from sparq.evaluation.outliers import OutlierReport, outliers
 from sparq.evaluation.perplexity import padded_batches, perplexity
 from sparq.evaluation.recognition import WordErrors, word_error_rate
-from sparq.language.generation import GenerationOptions, generate
+from sparq.language.generation import beam_search, generate
 from sparq.language.speech_lm import SpeechLM
 from sparq.language.tasks import TASKS, Example, example, prompt
 from sparq.language.vocabulary import Vocabulary
@@ -98,8 +98,8 @@ def assess(
     if not chosen:
         raise UserError("evaluation: there is not one held-out utterance")
     texts = [u.text for u in chosen]
-    options = GenerationOptions(
-        method="beam" if config.beam > 1 else "greedy", beams=config.beam, max_pieces=config.max_pieces
+    listening, speaking = (
+        dataclasses.replace(beam_search(beams), max_pieces=config.max_pieces) for beams in (config.beam, 1)
     )
     progress("perplexity")
     likelihoods = {task: perplexity(lm.model, task_examples(lm.vocabulary, chosen, task)) for task in TASKS}
@@ -109,10 +109,10 @@ def assess(
     asr = TASKS["asr"]
     prompts = [prompt(asr, lm.vocabulary, u.units) for u in chosen]
     transcripts = [
-        lm.vocabulary.decode_text(ids) for ids in generate(lm.model, lm.vocabulary, prompts, asr.target, options)
+        lm.vocabulary.decode_text(ids) for ids in generate(lm.model, lm.vocabulary, prompts, asr.target, listening)
     ]
     progress("speaking")
-    heard = judge.transcribe([wave for wave, _ in lm.speak(texts, options)])
+    heard = judge.transcribe([wave for wave, _ in lm.speak(texts, speaking)])
     asr_errors, tts_errors = word_error_rate(texts, transcripts), word_error_rate(texts, heard)
     scores = Scores(
         text_perplexity=likelihoods["textlm"].perplexity,

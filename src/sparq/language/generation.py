@@ -77,6 +77,11 @@ class GenerationOptions:
             raise UserError(f"min_pieces: {self.min_pieces} (expected at most max_pieces, which is {self.max_pieces})")
 
 
+def beam_search(beams: int) -> GenerationOptions:
+    """Search with a beam of some width; 1 is greedy."""
+    return GenerationOptions(method="beam", beams=beams) if beams > 1 else GenerationOptions()
+
+
 class _Held(LogitsProcessor):
     """Makes every id impossible that is not allowed."""
 
@@ -151,7 +156,7 @@ def generate(
             rows = base.generate(
                 input_ids=ids,
                 attention_mask=mask,
-                generation_config=_search(options, vocabulary, room),
+                generation_config=_generation_config(options, vocabulary, room),
                 logits_processor=LogitsProcessorList(processors),
             )
             for index, row in zip(chosen, rows[:, ids.shape[1] :].tolist(), strict=True):
@@ -192,7 +197,7 @@ def _sampling(options: GenerationOptions, prompts: Sequence[int]) -> list[Logits
     return [*processors, _Noise(options.seed, prompts)]
 
 
-def _search(options: GenerationOptions, vocabulary: Vocabulary, room: int) -> GenerationConfig:
+def _generation_config(options: GenerationOptions, vocabulary: Vocabulary, room: int) -> GenerationConfig:
     shape: dict[str, Any] = {}
     if options.method == "beam":
         # transformers' usual rule for when to stop is exact only where longer beams cannot score higher.

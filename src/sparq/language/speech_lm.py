@@ -35,6 +35,9 @@ Spoken = tuple[np.ndarray, int]
 
 RECORD = "sparq_parts"
 CREATIVE = GenerationOptions(method="sample", top_p=0.9)
+LISTENING = GenerationOptions(method="beam", beams=5)
+"""How speech is written down: what was said has one right answer, and a wrong piece spoils those after it."""
+
 _PAUSE = RATE // 5  # samples between the parts of a long text
 
 
@@ -155,7 +158,7 @@ class SpeechLM:
 
         Args:
             audio: a recording, or several.
-            options: how pieces are chosen; greedy if None.
+            options: how pieces are chosen; a beam of 5 if None.
 
         Raises:
             UserError: a recording cannot be read.
@@ -170,7 +173,7 @@ class SpeechLM:
         heard = [(owner, sequence) for owner, sequence in zip(owners, units, strict=True) if len(sequence)]
         prompts = [prompt(TASKS["asr"], self.vocabulary, sequence) for _, sequence in heard]
         texts: list[list[str]] = [[] for _ in recordings]
-        for (owner, _), ids in zip(heard, self._generate(TASKS["asr"], prompts, options), strict=True):
+        for (owner, _), ids in zip(heard, self._generate(TASKS["asr"], prompts, options or LISTENING), strict=True):
             texts[owner].append(self.vocabulary.decode_text(ids))
         joined = [" ".join(filter(None, parts)) for parts in texts]
         return joined[0] if single else joined

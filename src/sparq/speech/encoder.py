@@ -185,7 +185,7 @@ def load_encoder(
 
     Args:
         name: ``moonshine-tiny`` (embedded), or a HuBERT as a hub name or local folder.
-        layer: index into ``hidden_states``; None takes 4 of 6 for Moonshine and the middle one for HuBERT.
+        layer: index into ``hidden_states``; None takes 5 of 6 for Moonshine and the middle one for HuBERT.
         block_seconds: audio longer than this and the context is encoded in blocks.
 
     Raises:

@@ -1,0 +1,90 @@
+"""Score the models and the vocoder that ship, source by source of a corpus that they never saw, and keep the numbers.
+
+    python benchmarks/shipped.py runs/small-trunk/corpus test test/phrases kathleen --sentences 200 \
+        --output results/shipped_models.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from sparq.artifacts import provenance, write_text
+from sparq.assets import shipped
+from sparq.config import EvaluationConfig
+from sparq.corpus.corpus import Corpus
+from sparq.corpus.utterance import Utterance
+from sparq.evaluation import word_error_rate
+from sparq.evaluation.scoring import Assessment, assess
+from sparq.language.speech_lm import SpeechLM
+from sparq.speech.recogniser import Recogniser, load_recogniser
+from sparq.speech.units import merge_repeats
+from sparq.speech.vocoder import Vocoder
+
+SINKS = ("none", "max", "zero")
+
+
+def told(assessment: Assessment) -> dict[str, object]:
+    """What is kept of an assessment: every number, and none of the texts."""
+    return {
+        "utterances": assessment.asr.utterances,
+        **{name: round(value, 2) for name, value in dataclasses.asdict(assessment.scores).items()},
+        "asr_words": assessment.asr.words,
+        "next_token_accuracy": {task: round(value, 2) for task, value in assessment.accuracy.items()},
+        "outliers": {
+            kind: {
+                "maximum_infinity_norm": round(report.maximum_infinity_norm, 2),
+                "average_kurtosis": round(report.average_kurtosis, 2),
+            }
+            for kind, report in assessment.outliers.items()
+        },
+    }
+
+
+def resynthesis(vocoder: Vocoder, utterances: Sequence[Utterance], judge: Recogniser) -> dict[str, float]:
+    """Word error rate of the judge on real units spoken by the vocoder, as they are and merged."""
+    texts = [one.text for one in utterances]
+    spoken = {
+        "raw units": vocoder.synthesize([one.units.tolist() for one in utterances], merged=False),
+        "merged units": vocoder.synthesize([merge_repeats(one.units)[0].tolist() for one in utterances], merged=True),
+    }
+    return {name: round(word_error_rate(texts, judge.transcribe(waves)).wer, 2) for name, waves in spoken.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("corpus", type=Path)
+    parser.add_argument("sources", nargs="+")
+    parser.add_argument("--models", default="speechlm-{sink}", help="a shipped name or a folder, with {sink} in it")
+    parser.add_argument("--sentences", type=int, default=200, help="of each source, at most")
+    parser.add_argument("--beam", type=int, default=EvaluationConfig().beam)
+    parser.add_argument("--output", type=Path, required=True)
+    given = parser.parse_args()
+    corpus, judge = Corpus.load(given.corpus), load_recogniser()
+    config = EvaluationConfig(sentences=given.sentences, beam=given.beam)
+    measured: dict[str, dict[str, object]] = {}
+    for sink in SINKS:
+        name = given.models.replace("{sink}", sink)
+        lm = SpeechLM.load(Path(name) if Path(name).is_dir() else shipped(name))
+        for source in given.sources:
+            result = assess(lm, corpus.utterances("held_out", [source]), judge, config)
+            measured.setdefault(source, {})[sink] = told(result)
+            print(
+                f"{sink:5} {source:16} ASR WER {result.scores.asr_wer:5.1f} %  TTS WER {result.scores.tts_wer:5.1f} %",
+                flush=True,
+            )
+    vocoder = Vocoder.load(shipped("vocoder"))
+    resynthesised = {
+        source: resynthesis(vocoder, corpus.utterances("held_out", [source])[: given.sentences], judge)
+        for source in given.sources
+    }
+    print("resynthesis WER %", resynthesised)
+    kept = {"made": provenance(), "beam": given.beam, "sources": measured, "resynthesis_wer": resynthesised}
+    write_text(given.output, json.dumps(kept, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
