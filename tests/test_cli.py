@@ -12,14 +12,16 @@ import types
 
 import numpy as np
 import pytest
+import torch
 
 from sparq import cli
 from sparq.artifacts import read_manifest
+from sparq.language.speech_lm import SpeechLM
 from sparq.speech.audio import load_audio, save_audio
 
 COMMANDS = [
     "demo", "run", "adapt", "quantize", "evaluate", "outliers", "transcribe", "speak", "continue", "corpus", "units",
-    "vocoder", "assets",
+    "vocoder", "export", "assets",
 ]  # fmt: skip
 
 
@@ -252,6 +254,21 @@ def test_evaluate_and_outliers(sparq, tiny_run, lm, corpus):
     assert told["outliers"]["speech with text"]["maximum_infinity_norm"] == row["maximum_infinity_norm"]
     _, out, _ = sparq("outliers", corpus, "--model", lm)
     assert [line.split("  ")[0] for line in out.splitlines()[1:]] == ["text", "speech", "speech with text"]
+
+
+def test_export(sparq, lm, tmp_path):
+    code, out, err = sparq("export", lm, "-o", "whole")
+    assert (code, err) == (0, "")
+    size = sum(path.stat().st_size for path in (tmp_path / "whole").rglob("*") if path.is_file())
+    assert out == f"whole: {size / 1e6:.1f} MB\n"
+    assert (tmp_path / "whole" / "codebook").is_dir()
+    assert sparq("export", lm, "-o", "lean", "--half", "--lean")[0] == 0
+    assert not (tmp_path / "lean" / "codebook").exists()  # the one that ships
+    wholes, halves = (SpeechLM.load(tmp_path / name).model.state_dict() for name in ("whole", "lean"))
+    assert all(torch.equal(halves[name], value.half().float()) for name, value in wholes.items())
+    (tmp_path / "mine").mkdir()
+    code, _, err = sparq("export", lm, "-o", "mine")
+    assert (code, err) == (2, "sparq: mine: is in the way (it is no SpeechLM)\n")
 
 
 def test_quantize(sparq, tiny_run, lm, corpus, tmp_path):

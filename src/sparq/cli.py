@@ -202,6 +202,12 @@ def _add_data(made: Any) -> None:
     command.add_argument("--preset", default="small", help="small, paper or paper-384")
     _add_settings(command, "the training, such as steps=1000")
 
+    command = _add(made, "export", commands.export, "Write a SpeechLM as a folder to pass on", as_json=False)
+    command.add_argument("model", help="a SpeechLM folder")
+    command.add_argument("-o", "--output", required=True, help="a folder; an older SpeechLM of that name is replaced")
+    command.add_argument("--half", action="store_true", help="weights in half precision")
+    command.add_argument("--lean", action="store_true", help="without the parts that ship with SpARQ")
+
     _add(made, "assets", commands.assets, "List the models that travel in packages and those that ship")
 
 

@@ -241,6 +241,18 @@ def vocoder(given: argparse.Namespace) -> None:
     print(given.output)
 
 
+def export(given: argparse.Namespace) -> None:
+    """Write a SpeechLM as a folder to pass on."""
+    from sparq.artifacts import MANIFEST, read_manifest
+
+    output = Path(given.output)
+    if output.exists() and not ((output / MANIFEST).is_file() and read_manifest(output, "speechlm")):
+        raise UserError(f"{output}: is in the way (it is no SpeechLM)")
+    _load(given).save(output, half=given.half, complete=not given.lean)
+    size = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
+    print(f"{output}: {size / 1e6:.1f} MB")
+
+
 def assets(given: argparse.Namespace) -> None:
     """List models."""
     from sparq.assets import embedded_names, packaged, shipped, shipped_names
