@@ -109,7 +109,7 @@ def _add_model(command: Any) -> None:
 
 
 def _add_search(command: Any) -> None:
-    text = "width of the beam search, 1 for greedy (default: 5 to transcribe, 1 to speak, none to continue)"
+    text = "width of the beam search, 1 for greedy (default: 8 to transcribe, 1 to speak, none to continue)"
     command.add_argument("--beam", type=_positive, help=text)
     command.add_argument("--temperature", type=float, help="sample instead of searching")
     command.add_argument("--top-p", type=float, help="sample from this share of the probability")
@@ -147,7 +147,7 @@ def _add_models(made: Any) -> None:
     command.add_argument("--sentences", type=_positive, default=100)
     command.add_argument("--recogniser", default="moonshine-tiny", help="the judge")
     command.add_argument("--source", action="append", help="score this source of the corpus alone (may be repeated)")
-    command.add_argument("--beam", type=_positive, default=5, help="width of the beam search as it listens")
+    command.add_argument("--beam", type=_positive, default=8, help="width of the beam search as it listens")
     command.add_argument("--max-pieces", type=_positive, default=300, help="of an answer")
     _add_model(command)
 

@@ -354,7 +354,7 @@ class EvaluationConfig:
     """
 
     sentences: int = key(100, minimum=1)
-    beam: int = key(5, minimum=1)
+    beam: int = key(8, minimum=1)
     max_pieces: int = key(300, minimum=1)
     recogniser: str = "moonshine-tiny"
     recordings: tuple[RecordingConfig, ...] = ()

@@ -22,9 +22,9 @@ from sparq.attention import install
 from sparq.config import AdaptationConfig, VocoderTrainingConfig
 from sparq.corpus.corpus import Corpus
 from sparq.errors import UserError
-from sparq.evaluation.perplexity import padded_batches
 from sparq.evaluation.scoring import live_measure, task_examples
 from sparq.language.folder import no_progress_bars
+from sparq.language.likelihood import padded_batches
 from sparq.language.speech_lm import SpeechLM
 from sparq.language.tasks import TASKS
 from sparq.language.vocabulary import Vocabulary

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
 
 from sparq.errors import UserError
-from sparq.evaluation.perplexity import batch_likelihood, padded_batches, perplexity
+from sparq.evaluation.perplexity import batch_likelihood, perplexity
+from sparq.language.likelihood import padded_batches
 from sparq.language.tasks import Example
 
 

@@ -14,9 +14,10 @@ from sparq.config import EvaluationConfig
 from sparq.corpus.utterance import Utterance
 from sparq.errors import UserError
 from sparq.evaluation.outliers import outliers
-from sparq.evaluation.perplexity import padded_batches, perplexity
+from sparq.evaluation.perplexity import perplexity
 from sparq.evaluation.recognition import word_error_rate
 from sparq.evaluation.scoring import LIVE, assess, live_measure, outliers_by_modality, task_examples
+from sparq.language.likelihood import padded_batches
 from sparq.language.speech_lm import SpeechLM
 from sparq.language.tasks import TASKS, example
 from sparq.language.vocabulary import JointVocabulary
@@ -106,9 +107,8 @@ def test_outliers_are_those_of_the_sequences_of_each_task(lm):
 
 def test_it_listens_with_a_beam_and_speaks_greedily(lm, monkeypatch):
     listened, spoke = [], []
-    generate = "sparq.evaluation.scoring.generate"
-    monkeypatch.setattr(generate, lambda *given: listened.append(given[-1]) or [[] for _ in given[2]])
-    speak = lm.speak
+    write_down, speak = lm.write_down, lm.speak
+    monkeypatch.setattr(lm, "write_down", lambda units, options: listened.append(options) or write_down(units, options))
     monkeypatch.setattr(lm, "speak", lambda texts, options: spoke.append(options) or speak(texts, options))
     assess(lm, utterances(), Judge(), dataclasses.replace(CONFIG, beam=3))
     assert (listened[0].method, listened[0].beams, listened[0].max_pieces) == ("beam", 3, 6)

@@ -304,11 +304,11 @@ def test_transcription_is_asr_of_the_units(lm, tmp_path):
 
 def test_recordings_are_transcribed_with_a_beam_unless_told_otherwise(lm, monkeypatch):
     asked = []
-    generate = "sparq.language.speech_lm.generate"
-    monkeypatch.setattr(generate, lambda *given: asked.append(given[-1]) or [[] for _ in given[2]])
+    search = "sparq.language.speech_lm.candidates"
+    monkeypatch.setattr(search, lambda *given: asked.append(given[-2:]) or [[[]] * given[-1] for _ in given[2]])
     lm.transcribe(sound(2))
     lm.transcribe(sound(2), GenerationOptions())
-    assert [(options.method, options.beams) for options in asked] == [("beam", 5), ("greedy", 5)]
+    assert [(options.method, count) for options, count in asked] == [("beam", 8), ("greedy", 1)]
 
 
 def test_many_recordings_are_transcribed_as_one_by_one(lm):
@@ -332,7 +332,7 @@ def test_long_recordings_are_cut_and_joined(make):
 def test_what_a_model_hears_fits_its_positions(make, monkeypatch):
     lm = make("gpt2", positions=128, limits=Limits(seconds=30))
     heard = []
-    monkeypatch.setattr(speech_lm, "generate", lambda *a: heard.extend(a[2]) or [[] for _ in a[2]])
+    monkeypatch.setattr(speech_lm, "candidates", lambda *a: heard.extend(a[2]) or [[[]] for _ in a[2]])
     lm.transcribe(sound(20))
     assert len(heard) > 1
     assert all(len(ids) <= 128 // 2 + 2 for ids in heard)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sparq.evaluation.degradation import Scores, average_drop
 from sparq.evaluation.outliers import OutlierReport, outliers
-from sparq.evaluation.perplexity import Likelihood, padded_batches, perplexity
+from sparq.evaluation.perplexity import Likelihood, perplexity
 from sparq.evaluation.recognition import WordErrors, word_error_rate
 
 __all__ = [
@@ -14,7 +14,6 @@ __all__ = [
     "WordErrors",
     "average_drop",
     "outliers",
-    "padded_batches",
     "perplexity",
     "word_error_rate",
 ]

@@ -85,7 +85,8 @@ def outliers(model: PreTrainedModel, batches: Iterable[Batch]) -> OutlierReport:
 
     Args:
         model: a causal language model; it runs in evaluation mode.
-        batches: "input_ids" and "attention_mask", both [batch, length] (`perplexity.padded_batches` makes them).
+        batches: "input_ids" and "attention_mask", both [batch, length]
+            (`sparq.language.likelihood.padded_batches` makes them).
 
     Raises:
         UserError: there is not one sequence, or the architecture has no block table.

@@ -8,18 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 
-import torch
-from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from sparq.errors import UserError
+from sparq.language.likelihood import PADDED_TOKENS, padded_batches
 from sparq.language.tasks import IGNORED, Example
 from sparq.quantization.calibration import Batch, evaluating, model_inputs
-
-PADDED_TOKENS = 4096
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,41 +34,6 @@ class Likelihood:
     next_token_accuracy: float
     tokens: int
     examples: int
-
-
-def padded_batches(examples: Iterable[Example], padded_tokens: int = PADDED_TOKENS) -> Iterator[dict[str, Tensor]]:
-    """Batch examples of like length, padded on the right.
-
-    Args:
-        examples: any number of them; they are sorted, so the longest batch comes first.
-        padded_tokens: most tokens in a batch, padding included; a longer example has a batch to itself.
-
-    Yields:
-        "input_ids", "attention_mask" and "labels", each [batch, length].
-    """
-    chosen: list[Example] = []
-    for example in sorted(examples, key=lambda one: len(one.input_ids), reverse=True):
-        if chosen and (len(chosen) + 1) * len(chosen[0].input_ids) > padded_tokens:
-            yield _pad(chosen)
-            chosen = []
-        chosen.append(example)
-    if chosen:
-        yield _pad(chosen)
-
-
-def _pad(examples: Sequence[Example]) -> dict[str, Tensor]:
-    shape = len(examples), max(len(one.input_ids) for one in examples)
-    batch = {
-        "input_ids": torch.zeros(shape, dtype=torch.long),
-        "attention_mask": torch.zeros(shape, dtype=torch.long),
-        "labels": torch.full(shape, IGNORED),
-    }
-    for row, one in enumerate(examples):
-        length = len(one.input_ids)
-        batch["input_ids"][row, :length] = torch.as_tensor(one.input_ids)
-        batch["attention_mask"][row, :length] = 1
-        batch["labels"][row, :length] = torch.as_tensor(one.labels)
-    return batch
 
 
 def batch_likelihood(model: PreTrainedModel, batch: Batch) -> tuple[float, int, int]:

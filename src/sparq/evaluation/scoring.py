@@ -18,11 +18,12 @@ from sparq.corpus.utterance import Utterance
 from sparq.errors import UserError
 from sparq.evaluation.degradation import Scores
 from sparq.evaluation.outliers import OutlierReport, outliers
-from sparq.evaluation.perplexity import padded_batches, perplexity
+from sparq.evaluation.perplexity import perplexity
 from sparq.evaluation.recognition import WordErrors, word_error_rate
-from sparq.language.generation import beam_search, generate
+from sparq.language.generation import beam_search
+from sparq.language.likelihood import padded_batches
 from sparq.language.speech_lm import SpeechLM
-from sparq.language.tasks import TASKS, Example, example, prompt
+from sparq.language.tasks import TASKS, Example, example
 from sparq.language.vocabulary import Vocabulary
 from sparq.speech.recogniser import Recogniser
 
@@ -106,11 +107,7 @@ def assess(
     progress("outliers")
     report = outliers_by_modality(lm.model, lm.vocabulary, chosen)
     progress("listening")
-    asr = TASKS["asr"]
-    prompts = [prompt(asr, lm.vocabulary, u.units) for u in chosen]
-    transcripts = [
-        lm.vocabulary.decode_text(ids) for ids in generate(lm.model, lm.vocabulary, prompts, asr.target, listening)
-    ]
+    transcripts = lm.write_down([u.units for u in chosen], listening)
     progress("speaking")
     heard = judge.transcribe([wave for wave, _ in lm.speak(texts, speaking)])
     asr_errors, tts_errors = word_error_rate(texts, transcripts), word_error_rate(texts, heard)

@@ -133,7 +133,34 @@ def generate(
     Raises:
         UserError: a prompt is empty or leaves no position to generate at.
     """
-    options = options or GenerationOptions()
+    found = candidates(model, vocabulary, prompts, target, options or GenerationOptions(), 1, batch=batch)
+    return [best for (best,) in found]
+
+
+def candidates(
+    model: Any,
+    vocabulary: Vocabulary,
+    prompts: Sequence[Sequence[int]],
+    target: Modality,
+    options: GenerationOptions,
+    count: int,
+    *,
+    batch: int = 16,
+) -> list[list[list[int]]]:
+    """Continue prompts as `generate` does, and give the best few of what a beam ends with.
+
+    Args:
+        model: see `generate`.
+        vocabulary: see `generate`.
+        prompts: see `generate`.
+        target: see `generate`.
+        options: see `generate`.
+        count: how many answers for each prompt, the best first; more than one needs as wide a beam.
+        batch: see `generate`.
+
+    Raises:
+        UserError: see `generate`.
+    """
     base: Any = base_model(model)
     context = int(base.config.max_position_embeddings)
     for index, prompt in enumerate(prompts):
@@ -145,7 +172,7 @@ def generate(
     width = base.get_output_embeddings().weight.shape[0]
     allowed = torch.zeros(width, dtype=torch.bool, device=base.device)
     allowed[: vocabulary.size] = torch.from_numpy(vocabulary.allowed(target))
-    found: list[list[int]] = [[] for _ in prompts]
+    found: list[list[list[int]]] = [[] for _ in prompts]
     with _ready(base):
         for chosen in _batches([len(prompt) for prompt in prompts], batch, context - options.max_pieces):
             room = min(options.max_pieces, context - len(prompts[chosen[-1]]))
@@ -156,11 +183,12 @@ def generate(
             rows = base.generate(
                 input_ids=ids,
                 attention_mask=mask,
-                generation_config=_generation_config(options, vocabulary, room),
+                generation_config=_generation_config(options, vocabulary, room, count),
                 logits_processor=LogitsProcessorList(processors),
             )
-            for index, row in zip(chosen, rows[:, ids.shape[1] :].tolist(), strict=True):
-                found[index] = row[: row.index(vocabulary.end_id)] if vocabulary.end_id in row else row
+            for place, row in enumerate(rows[:, ids.shape[1] :].tolist()):
+                ended = row[: row.index(vocabulary.end_id)] if vocabulary.end_id in row else row
+                found[chosen[place // count]].append(ended)
     return found
 
 
@@ -197,7 +225,7 @@ def _sampling(options: GenerationOptions, prompts: Sequence[int]) -> list[Logits
     return [*processors, _Noise(options.seed, prompts)]
 
 
-def _generation_config(options: GenerationOptions, vocabulary: Vocabulary, room: int) -> GenerationConfig:
+def _generation_config(options: GenerationOptions, vocabulary: Vocabulary, room: int, count: int) -> GenerationConfig:
     shape: dict[str, Any] = {}
     if options.method == "beam":
         # transformers' usual rule for when to stop is exact only where longer beams cannot score higher.
@@ -205,6 +233,7 @@ def _generation_config(options: GenerationOptions, vocabulary: Vocabulary, room:
         shape = {"num_beams": options.beams, "length_penalty": options.length_penalty, "early_stopping": patience}
     return GenerationConfig(
         do_sample=False,
+        num_return_sequences=count,
         max_new_tokens=room,
         min_new_tokens=min(options.min_pieces, room),
         eos_token_id=vocabulary.end_id,

@@ -17,14 +17,15 @@ import numpy as np
 from sparq.artifacts import Manifest, require_match
 from sparq.errors import UserError
 from sparq.language.folder import Parts, read_folder, write_folder
-from sparq.language.generation import GenerationOptions, generate
+from sparq.language.generation import GenerationOptions, candidates, generate
 from sparq.language.phrases import split_text
+from sparq.language.rescoring import Rescoring, best_texts
 from sparq.language.tasks import TASKS, Task, continuation_prompt, prompt
 from sparq.language.vocabulary import Vocabulary
 from sparq.speech.audio import RATE, check_waveform, load_audio
 from sparq.speech.encoder import load_encoder
 from sparq.speech.segmentation import split_at_silences
-from sparq.speech.units import Codebook, UnitExtractor, merge_repeats
+from sparq.speech.units import Codebook, UnitExtractor, Units, merge_repeats
 from sparq.speech.vocoder import Vocoder
 
 Audio = str | Path | IO[bytes] | np.ndarray
@@ -35,7 +36,7 @@ Spoken = tuple[np.ndarray, int]
 
 RECORD = "sparq_parts"
 CREATIVE = GenerationOptions(method="sample", top_p=0.9)
-LISTENING = GenerationOptions(method="beam", beams=5)
+LISTENING = GenerationOptions(method="beam", beams=8)
 """How speech is written down: what was said has one right answer, and a wrong piece spoils those after it."""
 
 _PAUSE = RATE // 5  # samples between the parts of a long text
@@ -158,7 +159,7 @@ class SpeechLM:
 
         Args:
             audio: a recording, or several.
-            options: how pieces are chosen; a beam of 5 if None.
+            options: how pieces are chosen, see `write_down`.
 
         Raises:
             UserError: a recording cannot be read.
@@ -171,12 +172,29 @@ class SpeechLM:
         owners = [index for index, of_one in enumerate(pieces) for _ in of_one]
         units = self.extractor.extract([piece for of_one in pieces for piece in of_one])
         heard = [(owner, sequence) for owner, sequence in zip(owners, units, strict=True) if len(sequence)]
-        prompts = [prompt(TASKS["asr"], self.vocabulary, sequence) for _, sequence in heard]
         texts: list[list[str]] = [[] for _ in recordings]
-        for (owner, _), ids in zip(heard, self._generate(TASKS["asr"], prompts, options or LISTENING), strict=True):
-            texts[owner].append(self.vocabulary.decode_text(ids))
+        for (owner, _), text in zip(heard, self.write_down([u for _, u in heard], options), strict=True):
+            texts[owner].append(text)
         joined = [" ".join(filter(None, parts)) for parts in texts]
         return joined[0] if single else joined
+
+    def write_down(
+        self, units: Sequence[Units], options: GenerationOptions | None = None, rescoring: Rescoring | None = None
+    ) -> list[str]:
+        """Write down what is said in raw units, of one utterance each.
+
+        Args:
+            units: none of them empty.
+            options: how pieces are chosen; a beam of 8 if None.
+            rescoring: how the texts that a beam ends with are weighed again; None for its defaults.
+        """
+        options = options or LISTENING
+        task, vocabulary = TASKS["asr"], self.vocabulary
+        prompts = [prompt(task, vocabulary, one) for one in units]
+        count = options.beams if options.method == "beam" else 1
+        found = candidates(self.model, vocabulary, prompts, task.target, options, count)
+        texts = [[vocabulary.decode_text(ids) for ids in answers] for answers in found]
+        return best_texts(self.model, vocabulary, units, texts, rescoring or Rescoring())
 
     @overload
     def speak(self, text: str, options: GenerationOptions | None = None) -> Spoken: ...

@@ -14,6 +14,9 @@ from sparq.artifacts import fingerprint, new_folder, read_manifest, require_matc
 from sparq.errors import UserError
 from sparq.speech.encoder import Encoder
 
+Units = Sequence[int] | np.ndarray
+"""Numbers of centroids, one a frame, or one for each run of equal ones (merged)."""
+
 _CENTROIDS = "centroids.safetensors"
 _FRAMES = 4096  # whose distances to all centroids are held at a time
 

@@ -17,10 +17,10 @@ from sparq.artifacts import new_folder, read_manifest, write_manifest
 from sparq.errors import UserError
 from sparq.speech.duration import DurationPredictor
 from sparq.speech.generator import UnitGenerator, VocoderConfig, fuse_weight_norm
+from sparq.speech.units import Units
 
 __all__ = ["UnitGenerator", "Vocoder", "VocoderConfig"]
 
-Units = Sequence[int] | np.ndarray
 _WEIGHTS = "vocoder.safetensors"
 
 

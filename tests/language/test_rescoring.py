@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from sparq.errors import UserError
+from sparq.language.generation import GenerationOptions, candidates, generate
+from sparq.language.likelihood import log_likelihoods
+from sparq.language.rescoring import Rescoring, best_texts
+from sparq.language.tasks import IGNORED, TASKS, example, prompt
+from sparq.language.vocabulary import Modality
+
+UNITS = [np.array([1, 1, 2, 3, 3]), np.array([0, 4, 4, 2]), np.array([5, 3])]
+TEXTS = [["one two", "two", "one"], ["three"], ["two three one", "one", "one"]]
+
+
+def likelihood(model, vocabulary, task, text, units):
+    """By the definition, one example at a time."""
+    made = example(TASKS[task], vocabulary, text=text, units=units)
+    with torch.no_grad():
+        log_p = model(torch.tensor([made.input_ids])).logits[0].log_softmax(-1)
+    return sum(float(log_p[i - 1, label]) for i, label in enumerate(made.labels) if label != IGNORED)
+
+
+@pytest.fixture
+def model(make_tiny, vocabulary):
+    return make_tiny("llama", vocabulary)
+
+
+def test_likelihoods_are_those_of_single_examples(model, vocabulary):
+    examples = [example(TASKS["asr"], vocabulary, text=t[0], units=u) for t, u in zip(TEXTS, UNITS, strict=True)]
+    expected = [likelihood(model, vocabulary, "asr", t[0], u) for t, u in zip(TEXTS, UNITS, strict=True)]
+    model.train()
+    for room in (1, 4096):
+        assert log_likelihoods(model, examples, room) == pytest.approx(expected, rel=1e-6)
+    assert model.training
+    assert log_likelihoods(model, []) == []
+
+
+@pytest.mark.parametrize(("channel", "prior"), [(0.0, 0.0), (0.5, 0.0), (0.0, 2.0), (0.3, 0.7), (50.0, 0.0)])
+def test_the_text_of_the_largest_weighted_sum_is_taken(model, vocabulary, channel, prior):
+    expected = []
+    for texts, units in zip(TEXTS, UNITS, strict=True):
+        scores = {
+            text: likelihood(model, vocabulary, "asr", text, units)
+            + channel * likelihood(model, vocabulary, "tts", text, units)
+            + prior * likelihood(model, vocabulary, "textlm", text, units)
+            for text in texts
+        }
+        expected.append(max(scores, key=scores.__getitem__))
+    assert best_texts(model, vocabulary, UNITS, TEXTS, Rescoring(channel, prior)) == expected
+
+
+def test_opinions_differ(model, vocabulary):
+    """Otherwise the test above could not tell whose was followed."""
+    found = {tuple(best_texts(model, vocabulary, UNITS, TEXTS, Rescoring(c, p))) for c, p in [(0, 0), (50, 0), (0, 50)]}
+    assert len(found) > 1
+
+
+def test_where_nothing_can_be_compared_the_search_has_the_word(make_tiny, vocabulary):
+    model = make_tiny("opt", vocabulary, positions=16)
+    many = np.arange(40) % 6
+    given = [["", "…"], ["one", "one"], ["two", "three"]]
+    assert best_texts(model, vocabulary, [UNITS[0], UNITS[1], many], given, Rescoring()) == ["", "one", "two"]
+
+
+@pytest.mark.parametrize("weights", [{"channel": -0.1}, {"prior": float("nan")}])
+def test_weights_below_nothing(weights):
+    with pytest.raises(UserError, match=rf"rescoring\.{next(iter(weights))}"):
+        Rescoring(**weights)
+
+
+def test_candidates_are_the_best_of_the_beam_in_order(model, vocabulary):
+    prompts = [prompt(TASKS["asr"], vocabulary, units) for units in UNITS]
+    options = GenerationOptions(method="beam", beams=4, max_pieces=5)
+    found = candidates(model, vocabulary, prompts, Modality.TEXT, options, 4)
+    assert [len(answers) for answers in found] == [4, 4, 4]
+    assert [answers[0] for answers in found] == generate(model, vocabulary, prompts, Modality.TEXT, options)
+    for given, answers in zip(prompts, found, strict=True):
+        assert len({tuple(answer) for answer in answers}) == 4
+        scores = [_score(model, vocabulary, given, answer, options.max_pieces) for answer in answers]
+        assert scores == sorted(scores, reverse=True)
+
+
+def _score(model, vocabulary, given, answer, most):
+    tail = [*answer, vocabulary.end_id] if len(answer) < most else answer
+    allowed = torch.from_numpy(vocabulary.allowed(Modality.TEXT))
+    total = 0.0
+    for i, token in enumerate(tail):
+        with torch.no_grad():
+            total += float(model(torch.tensor([[*given, *tail[:i]]])).logits[0, -1].log_softmax(-1)[token])
+    assert all(allowed[token] for token in tail)
+    return total
