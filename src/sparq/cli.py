@@ -7,6 +7,7 @@ standard error.
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -66,6 +67,8 @@ def _quiet_libraries() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # PEFT imports it wherever it is installed; it then complains about a kernel that could not be fetched from a hub.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def _positive(text: str) -> int:

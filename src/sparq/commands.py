@@ -89,9 +89,10 @@ def run(given: argparse.Namespace) -> None:
 
 def adapt(given: argparse.Namespace) -> None:
     """Adapt a SpeechLM further."""
+    from sparq.adaptation.training import MEMORY
     from sparq.config import AdaptationConfig
     from sparq.corpus.corpus import Corpus
-    from sparq.making import SPEECHLM, Watcher, adapt_speechlm
+    from sparq.making import SPEECHLM, TRAINING, Watcher, adapt_speechlm
     from sparq.progress import Terminal
 
     ended = any(text.partition("=")[0] in ("steps", "epochs", "minutes") for text in given.settings)
@@ -104,6 +105,10 @@ def adapt(given: argparse.Namespace) -> None:
         _print_json(history)
     else:
         print(f"{output / SPEECHLM}: {history[-1]['step']} steps")
+        packed = output / TRAINING / MEMORY
+        if packed.is_file():
+            memory = json.loads(packed.read_text(encoding="utf-8"))
+            print(f"frozen weights: {memory['after'] / 1e6:.1f} MB in place of {memory['before'] / 1e6:.1f} MB")
 
 
 def quantize(given: argparse.Namespace) -> None:
