@@ -91,6 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_models(made)
     _add_uses(made)
     _add_data(made)
+    _add_paper(made)
     return parser
 
 
@@ -204,6 +205,19 @@ def _add_data(made: Any) -> None:
     _add_settings(command, "the training, such as steps=1000")
 
     _add(made, "assets", commands.assets, "List the models that travel in packages and those that ship")
+
+
+def _add_paper(made: Any) -> None:
+    text = "What the paper says, beside what is measured"
+    command = made.add_parser("paper", help=text, description=text)
+    parts = command.add_subparsers(required=True, dest="part", metavar="PART")
+    text = "Theorem C.1 at work on random models, and the norms of proposition C.1 in a SpeechLM"
+    theory = _add(parts, "theory", commands.paper_theory, text)
+    theory.add_argument("--before", help="the SpeechLM before it was adapted, for the norms of what changed")
+    theory.add_argument("--length", type=_positive, default=256, help="pieces in a sequence (default 256)")
+    theory.add_argument("--sequences", type=_positive, default=4, help="that the model writes, of text and of speech")
+    theory.add_argument("--seed", type=_count, default=0, help="of the models, and of what the SpeechLM writes")
+    _add_model(theory)
 
 
 if __name__ == "__main__":
