@@ -67,7 +67,7 @@ class QuantizedStart:
 def singular_factors(weight: Tensor, rank: int, *, smallest: bool = False) -> Factors:
     """Take the part of a matrix that its largest, or smallest, singular values make.
 
-    The singular vectors of the shorter side are the eigenvectors of its Gram matrix, found in float64, which is many
+    The singular vectors of the shorter side are the eigenvectors of its Gram matrix, found in float64, which is several
     times faster than a singular value decomposition; the part is the projection on them. Singular values that are
     nothing in float32 are left out: both factors would be zero there, and an adapter so started would never learn.
 
