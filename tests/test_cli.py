@@ -19,7 +19,7 @@ from sparq.speech.audio import load_audio, save_audio
 
 COMMANDS = [
     "demo", "run", "adapt", "quantize", "evaluate", "outliers", "transcribe", "speak", "continue", "corpus", "units",
-    "vocoder", "assets",
+    "vocoder", "assets", "paper",
 ]  # fmt: skip
 
 
@@ -309,3 +309,21 @@ def test_vocoder(sparq, corpus, tmp_path, monkeypatch):
     assert (code, out) == (0, "voice\n")
     assert read_manifest(tmp_path / "voice", "vocoder").kind == "vocoder"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["voice"]
+
+
+def test_paper_theory(sparq, tiny_run, lm):
+    asked = ("paper", "theory", "--model", lm, "--length", 24, "--sequences", 1)
+    other = tiny_run.folder / "none" / "speechlm"
+    code, out, err = sparq(*asked, "--before", other, "--json")
+    assert (code, err) == (0, "")
+    told = json.loads(out)
+    assert told["theorem"]["sufficient"] == 4
+    assert told["proposition"]["length"] == 24
+    (layer,) = told["proposition"]["layers"]
+    assert min(layer["keys"], layer["queries"], layer["adapters"]) > 0
+    code, out, err = sparq(*asked)
+    assert (code, err) == (0, "")
+    assert out.startswith("Theorem C.1, random models: gaps 7, 7, 7, sufficient rank 4\n")
+    assert "Proposition C.1, 2 sequences of 24 pieces: √(ln L) = 1.78" in out
+    assert f"{layer['keys']:.2f}" in out
+    assert sparq(*asked[:4], "--length", 9999)[0] == 2

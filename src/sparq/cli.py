@@ -7,6 +7,7 @@ standard error.
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -66,6 +67,8 @@ def _quiet_libraries() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # PEFT imports it wherever it is installed; it then complains about a kernel that could not be fetched from a hub.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def _positive(text: str) -> int:
@@ -88,6 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_models(made)
     _add_uses(made)
     _add_data(made)
+    _add_paper(made)
     return parser
 
 
@@ -203,6 +207,19 @@ def _add_data(made: Any) -> None:
     _add_settings(command, "the training, such as steps=1000")
 
     _add(made, "assets", commands.assets, "List the models that travel in packages and those that ship")
+
+
+def _add_paper(made: Any) -> None:
+    text = "What the paper says, beside what is measured"
+    command = made.add_parser("paper", help=text, description=text)
+    parts = command.add_subparsers(required=True, dest="part", metavar="PART")
+    text = "Theorem C.1 at work on random models, and the norms of proposition C.1 in a SpeechLM"
+    theory = _add(parts, "theory", commands.paper_theory, text)
+    theory.add_argument("--before", help="the SpeechLM before it was adapted, for the norms of what changed")
+    theory.add_argument("--length", type=_positive, default=256, help="pieces in a sequence (default 256)")
+    theory.add_argument("--sequences", type=_positive, default=4, help="that the model writes, of text and of speech")
+    theory.add_argument("--seed", type=_count, default=0, help="of the models, and of what the SpeechLM writes")
+    _add_model(theory)
 
 
 if __name__ == "__main__":

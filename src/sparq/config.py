@@ -15,6 +15,7 @@ from sparq.schema import key
 SINKS = ("none", "zero", "max", "mean", "learned")
 TASKS = ("textlm", "speechlm", "asr", "tts")
 LORA_TARGETS = ("q", "k", "v", "o", "mlp")
+INITIALISATIONS = ("default", "pissa", "milora", "loftq")
 QUANTIZATION_METHODS = ("smoothquant", "round")
 
 
@@ -195,12 +196,31 @@ class LoraConfig:
         alpha: the adapters are scaled by alpha / rank.
         dropout: before each adapter.
         targets: which linears get one.
+        initialisation: where they start: "default" (as nothing), "pissa", "milora", or "loftq" (of method "qlora").
+        loftq_iterations: how often LoftQ alternates.
     """
 
     rank: int = key(256, minimum=1)
     alpha: float = key(256.0, above=0)
     dropout: float = key(0.05, minimum=0, maximum=0.9)
     targets: tuple[str, ...] = key(LORA_TARGETS, choices=LORA_TARGETS)
+    initialisation: str = key("default", choices=INITIALISATIONS)
+    loftq_iterations: int = key(5, minimum=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class QloraConfig:
+    """The frozen base under the adapters of method "qlora" (paper, tables 2 and 10).
+
+    Attributes:
+        bits: 4 (NF4) or 8 (LLM.int8).
+    """
+
+    bits: int = 4
+
+    def __post_init__(self) -> None:
+        if self.bits not in (4, 8):
+            raise UserError(f"bits: {self.bits} (expected 4 or 8)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,8 +254,10 @@ class AdaptationConfig:
     """How the language model learns the four tasks (paper, E.1); it ends at the first of steps, epochs, minutes.
 
     Attributes:
-        method: "full" trains every weight, "lora" adapters and the new embeddings.
-        lora: the adapters of method "lora".
+        method: "full" trains every weight, "lora" adapters and the new embeddings, "qlora" the same on a frozen base in
+            8 or 4 bits.
+        lora: the adapters of methods "lora" and "qlora".
+        qlora: the base of method "qlora".
         optimizer: "adam" (the paper), "adamw", or "muon" for the hidden matrices with AdamW for the rest.
         learning_rate: its largest value, after the warm-up.
         schedule: what follows the warm-up: "constant", "linear" or "cosine" to nothing, or "inverse_sqrt".
@@ -257,8 +279,9 @@ class AdaptationConfig:
         seed: of the order of batches, of dropout and of new weights.
     """
 
-    method: str = key("lora", choices=("full", "lora"))
+    method: str = key("lora", choices=("full", "lora", "qlora"))
     lora: LoraConfig = LoraConfig()
+    qlora: QloraConfig = QloraConfig()
     optimizer: str = key("adam", choices=("adam", "adamw", "muon"))
     learning_rate: float = key(3e-4, above=0)
     schedule: str = key("linear", choices=("constant", "linear", "cosine", "inverse_sqrt"))
@@ -284,6 +307,8 @@ class AdaptationConfig:
     def __post_init__(self) -> None:
         if self.steps is None and self.epochs is None and self.minutes is None:
             raise UserError("steps: missing (expected steps, epochs or minutes)")
+        if self.lora.initialisation == "loftq" and self.method != "qlora":
+            raise UserError("lora.initialisation: loftq (expected with method: qlora, whose grid it makes up for)")
         if not any(self.task_weights.values()):
             raise UserError("task_weights: all 0 (expected at least one task with a weight > 0)")
 
