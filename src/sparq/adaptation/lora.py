@@ -10,6 +10,7 @@ from peft import PeftModel, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel
 
+from sparq.attention.install import ADDED_MODULES
 from sparq.config import LoraConfig
 from sparq.errors import UserError
 
@@ -52,7 +53,8 @@ class AdapterShare:
 
     Attributes:
         adapters: parameters of the low-rank matrices.
-        embeddings: parameters trained whole beside them: input and output embeddings, learned sinks.
+        embeddings: parameters trained whole beside them: input and output embeddings, learned sinks,
+            gates.
         model: parameters of the model without adapters.
     """
 
@@ -81,7 +83,7 @@ def target_linears(model: PreTrainedModel, config: LoraConfig) -> list[str]:
 
 
 def add_lora(model: PreTrainedModel, config: LoraConfig, seed: int = 0) -> PeftModel:
-    """Freeze a model, and add trainable adapters; embeddings and learned sinks are trained whole.
+    """Freeze a model, and add trainable adapters; embeddings, learned sinks and gates are trained whole.
 
     Args:
         model: the language model, with the joint vocabulary's embeddings.
@@ -107,7 +109,7 @@ def add_lora(model: PreTrainedModel, config: LoraConfig, seed: int = 0) -> PeftM
 
 def _trained_whole(model: PreTrainedModel, name: str, module: nn.Module) -> bool:
     embedding = module is model.get_input_embeddings() or module is model.get_output_embeddings()
-    return embedding or name.endswith(".sink_logit")
+    return embedding or name.rpartition(".")[2] in ADDED_MODULES
 
 
 def merge_lora(model: PeftModel) -> PreTrainedModel:
