@@ -108,9 +108,8 @@ def loss_curves(curves: Sequence[LossCurve]) -> str:
         axes = figure.add_subplot()
         for curve in curves:
             colour = _colour(curve.sink)
-            axes.plot(
-                curve.steps, curve.losses, _LINES.get(curve.sink, "-"), color=colour, lw=2, label=label(curve.sink)
-            )
+            line = _LINES.get(curve.sink, "-")
+            axes.plot(curve.steps, curve.losses, ls=line, color=colour, lw=2, label=label(curve.sink))
             axes.plot(curve.steps[-1:], curve.losses[-1:], "o", color=colour, ms=5)
         axes.set_xlabel("optimizer step")
         axes.set_ylabel("training loss (nats per piece)")
