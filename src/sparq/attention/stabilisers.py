@@ -173,8 +173,8 @@ def _first_failure(steps: list[tuple[str, Tensor, bool]]) -> str:
         bad = value.isnan() | value.isposinf() | (value.isneginf() if value.shape[-1] == 1 else False)
         if bad.any():
             return f"{name} = {value[bad][0].item()}"
-        if divisor and (1 / value).isinf().any():
-            return f"{name} = {value.min().item():.3g}"  # and its inverse, by which gradients are multiplied, infinite
+        if divisor and (value < torch.finfo(value.dtype).tiny).any():
+            return f"{name} = {value.min().item():.3g}"  # dividing by it, forwards or backwards, overflows
     return ""
 
 
