@@ -18,7 +18,7 @@ import pytest
 import sparq
 from sparq import pipeline
 from sparq.artifacts import Manifest
-from sparq.attention import installed
+from sparq.attention import AttentionSettings, installed
 from sparq.errors import UserError
 from sparq.making import Watcher
 from sparq.paper.summary import finish
@@ -129,6 +129,28 @@ def test_another_quantisation_is_built_beside_what_stays(tiny_run, copied):
     assert set(events["started"]) == made
     assert (copied / "max" / "stage.json").read_bytes() == before
     assert (copied / "max-W8A8").is_dir()
+
+
+def test_baselines_join_the_table(tiny_run, copied):
+    """Clipped softmax and gated attention, trained beside adapters."""
+    settings = [
+        f"output={copied}", "attention.sinks=[clipped, gated]", "attention.gating.opening=0.5",
+        "adaptation.method=lora", "adaptation.lora.rank=2", "evaluation.sentences=1", "evaluation.max_pieces=4",
+        "evaluation.spoken=[]", "evaluation.recordings=[]",
+    ]  # fmt: skip
+    rows, report = finish(load_recipe(tiny_run.recipe, settings), Watcher(), quiet=True)
+    assert [(row["sink"], row["bits"]) for row in rows] == [
+        (sink, bits) for sink in ("clipped", "gated") for bits in ("W16A16", "W8A8")
+    ]
+    assert {"clipped softmax", "gated attention"} <= set(
+        re.findall(r"[a-z]+ (?:softmax|attention)", report.read_text())
+    )
+    for bits in ("", "-W8A8"):
+        clipped, gated = (sparq.load(copied / f"{sink}{bits}" / "speechlm").model for sink in ("clipped", "gated"))
+        assert installed(clipped) == AttentionSettings("clipped", "plain", gamma=-12 / 512)
+        assert installed(gated) == AttentionSettings("none", gate="per_token", gate_opening=0.5)
+        bias = gated.model.layers[0].self_attn.head_gate.bias
+        assert bias.abs().min() > 0, "logit(1/2) is zero, from where training moved it"
 
 
 def test_the_models_listen_and_speak(tiny_run):

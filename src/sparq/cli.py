@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from sparq import commands
+from sparq.config import SINKS
 from sparq.errors import SparqError
 
 Command = Callable[[argparse.Namespace], None]
@@ -132,7 +133,7 @@ def _add_models(made: Any) -> None:
     command = _add(made, "adapt", commands.adapt, "Adapt a SpeechLM further, to a corpus")
     command.add_argument("corpus", help="a corpus folder")
     command.add_argument("-o", "--output", required=True, help="a folder; the model is in its folder speechlm")
-    command.add_argument("--sink", choices=("none", "zero", "max", "mean", "learned"), help="default: the model's own")
+    command.add_argument("--sink", choices=SINKS, help="default: the model's own")
     _add_model(command)
     _add_settings(command, "the adaptation, such as method=lora steps=200")
 

@@ -19,7 +19,7 @@ from sparq.adaptation.training import HISTORY, Report, Training, adapt
 from sparq.artifacts import MANIFEST, fingerprint, read_manifest, require_match
 from sparq.assets import embedded, embedded_names, shipped
 from sparq.attention import install
-from sparq.config import AdaptationConfig, VocoderTrainingConfig
+from sparq.config import AdaptationConfig, AttentionConfig, VocoderTrainingConfig
 from sparq.corpus.corpus import Corpus
 from sparq.errors import UserError
 from sparq.evaluation.perplexity import padded_batches
@@ -118,7 +118,7 @@ def adapt_speechlm(
         lm = SpeechLM.load(model)
         require_match("the model (its codebook)", lm.codebook.fingerprint, corpus.codebook.fingerprint)
         if sink is not None:
-            install(lm.model, sink)
+            install(lm.model, **AttentionConfig().arguments(sink))
         trained = adapt_model(lm.model, corpus, lm.vocabulary, config, work / TRAINING, watcher.training)
         SpeechLM(trained.model, lm.vocabulary, lm.codebook, lm.vocoder, limits=lm.limits).save(work / SPEECHLM)
 

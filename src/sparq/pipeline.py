@@ -159,9 +159,7 @@ class Run:
         name = recipe.model.weights(sink)
         settings = {
             "model": recipe.model,
-            "sink": sink,
-            "implementation": recipe.attention.implementation,
-            "detach": recipe.attention.detach and sink in {"max", "mean"},
+            **recipe.attention.arguments(sink),
             "adaptation": recipe.adaptation,
         }
         inputs = {
@@ -182,8 +180,7 @@ class Run:
             model = pretrained_model(language_model(name), vocabulary, recipe.adaptation.seed)
         else:
             model = new_model(recipe.model, vocabulary, recipe.adaptation.seed)
-        detach = recipe.attention.detach and sink in {"max", "mean"}
-        install(model, sink, recipe.attention.implementation, detach=detach)
+        install(model, **recipe.attention.arguments(sink))
         self._speechlm(model)  # raises before the training if the parts were not made for each other
         training = adapt_model(
             model, self.corpus, vocabulary, recipe.adaptation, work / TRAINING, self.watcher.training

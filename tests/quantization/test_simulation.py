@@ -227,6 +227,62 @@ def test_outlier_free_attention_comes_along(name, sink, make_tiny, make_batches,
     assert made[0] == made[1]
 
 
+def gated(name, make_tiny):
+    """A model whose gates depend on what a norm gives."""
+    model = install(make_tiny(name), "none", gate="per_token")
+    torch.manual_seed(3)
+    for layer_name, parameter in model.named_parameters():
+        if "head_gate" in layer_name:
+            torch.nn.init.normal_(parameter)
+    return model
+
+
+def test_smoothing_leaves_gates_alone(kind, make_tiny, make_batches):
+    model = gated(kind, make_tiny)
+    assert blocks(model)[0].smoothed[0].norm is None, "this norm feeds the gates too"
+    before = copy.deepcopy(model)
+    quantize(model, QuantizationConfig("smoothquant", 16, 16, 0.5, 8), make_batches())
+    batch = make_batches(1, seed=9)[0]
+    real = batch["attention_mask"].bool()
+    wanted, given = logits(before, batch)[real], logits(model, batch)[real]
+    torch.testing.assert_close(given, wanted, rtol=0, atol=TOLERANCE.get(kind, 1e-11))
+    assert float((given - logits(install(before, "none"), batch)[real]).abs().max()) > 1e-2
+
+
+@pytest.mark.parametrize("method", ["smoothquant", "round"])
+def test_quantised_models_come_back_with_their_gates(kind, method, make_tiny, make_batches, tmp_path):
+    model = gated(kind, make_tiny)
+    batch = make_batches(1, seed=3)[0]
+    full = logits(model, batch)
+    quantize(model, QuantizationConfig(method, 8, 8, calibration_sequences=8), make_batches())
+    rounded = logits(model, batch)
+    assert 0 < float((rounded - full).abs().max()) < 1
+    model.save_pretrained(tmp_path)
+    loaded = load_pretrained(tmp_path, dtype=torch.float64)
+    assert installed(loaded) == installed(model)
+    assert torch.equal(logits(loaded, batch), rounded)
+
+
+def test_gates_of_a_quantised_model_stay(make_tiny, make_batches):
+    plain = quantize(make_tiny("llama-grouped"), QuantizationConfig("round"))
+    with pytest.raises(UserError, match="gate: 'per_token' cannot be changed in a quantised model"):
+        install(plain, gate="per_token")
+    model = quantize(gated("llama-grouped", make_tiny), QuantizationConfig("round"))
+    with pytest.raises(UserError, match="gate: None cannot be changed in a quantised model"):
+        install(model, "max")
+    before = logits(model, make_batches(1)[0])
+    install(model, "max", gate="per_token")
+    assert float((logits(model, make_batches(1)[0]) - before).abs().max()) > 1e-3
+
+
+def test_clipped_softmax_is_quantised_too(make_tiny, make_batches, tmp_path):
+    model = install(make_tiny("opt-post-norm"), "clipped", gamma=-0.05)
+    quantize(model, QuantizationConfig("smoothquant", 8, 8, calibration_sequences=8), make_batches())
+    model.save_pretrained(tmp_path)
+    batch = make_batches(1, seed=3)[0]
+    assert torch.equal(logits(load_pretrained(tmp_path, dtype=torch.float64), batch), logits(model, batch))
+
+
 def test_the_mode_and_the_hooks_are_as_before(make_tiny, make_batches):
     model = make_tiny("opt-pre-norm").train()
     quantize(model, QuantizationConfig(calibration_sequences=4), make_batches())

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from sparq.adaptation.initialisers import initialise
 from sparq.adaptation.packed_linear import Grid, PackedLinear
+from sparq.attention.install import ADDED_MODULES
 from sparq.config import LoraConfig
 from sparq.errors import UserError
 
@@ -54,7 +55,8 @@ class AdapterShare:
 
     Attributes:
         adapters: parameters of the low-rank matrices.
-        embeddings: parameters trained whole beside them: input and output embeddings, learned sinks.
+        embeddings: parameters trained whole beside them: input and output embeddings, learned sinks,
+            gates.
         model: parameters of the model without adapters.
     """
 
@@ -83,7 +85,7 @@ def target_linears(model: PreTrainedModel, config: LoraConfig) -> list[str]:
 
 
 def add_lora(model: PreTrainedModel, config: LoraConfig, seed: int = 0, grid: Grid | None = None) -> PeftModel:
-    """Freeze a model, and add trainable adapters; embeddings and learned sinks are trained whole.
+    """Freeze a model, and add trainable adapters; embeddings, learned sinks and gates are trained whole.
 
     Args:
         model: the language model, with the joint vocabulary's embeddings. An initialisation other than the default
@@ -113,7 +115,7 @@ def add_lora(model: PreTrainedModel, config: LoraConfig, seed: int = 0, grid: Gr
 
 def _trained_whole(model: PreTrainedModel, name: str, module: nn.Module) -> bool:
     embedding = module is model.get_input_embeddings() or module is model.get_output_embeddings()
-    return embedding or name.endswith(".sink_logit")
+    return embedding or name.rpartition(".")[2] in ADDED_MODULES
 
 
 def merge_lora(model: PeftModel) -> PreTrainedModel:

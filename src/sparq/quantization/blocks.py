@@ -13,6 +13,8 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from sparq.attention.install import CONFIG_KEY
+from sparq.attention.settings import AttentionSettings
 from sparq.errors import UserError
 
 
@@ -108,7 +110,7 @@ class Siblings:
     Attributes:
         linears: their names, from the model down.
         norm: the norm that makes their input and nothing else, into which a scale may be folded; None where a scale
-            has to be applied to the input instead.
+            has to be applied to the input instead (after a norm whose output is the residual, or goes to gates, too).
     """
 
     linears: tuple[str, ...]
@@ -154,6 +156,7 @@ def blocks(model: PreTrainedModel) -> list[Block]:
     """
     row = architecture(model)
     parts = {"separate": (1, 1), "thirds": (1, 3), "heads": (model.config.num_attention_heads, 3)}[row.packing]
+    gated = _gated(model.config)
     found = []
     try:
         layers: Any = model.get_submodule(row.layers)
@@ -174,7 +177,10 @@ def blocks(model: PreTrainedModel) -> list[Block]:
             Block(
                 name=name,
                 smoothed=(
-                    Siblings(full(*row.states), _foldable(row, model.config, layer.get_submodule(row.attention_norm))),
+                    Siblings(
+                        full(*row.states),
+                        None if gated else _foldable(row, model.config, layer.get_submodule(row.attention_norm)),
+                    ),
                     Siblings(full(*row.mlp_inputs), _foldable(row, model.config, layer.get_submodule(row.mlp_norm))),
                 ),
                 linears=linears,
@@ -187,6 +193,12 @@ def blocks(model: PreTrainedModel) -> list[Block]:
 def _foldable(row: Architecture, config: PreTrainedConfig, norm: Any) -> nn.Module | None:
     """The norm, if a scale may go into it: it feeds its half alone and has a weight."""
     return norm if row.pre_norm(config) and norm.weight is not None else None
+
+
+def _gated(config: PreTrainedConfig) -> bool:
+    """Whether the attention norm feeds gates too; the gates come after the weights when a model is read."""
+    record = getattr(config, CONFIG_KEY, None)
+    return record is not None and AttentionSettings.parse(record, CONFIG_KEY).gated
 
 
 def _require_plain(name: str, linear: nn.Module) -> None:

@@ -3,7 +3,7 @@
 What is on a low-bit grid is what SmoothQuant's own simulation puts there: the weights of all linears of the blocks, one
 scale per output channel; their inputs, one scale per token, found as they come; and the outputs of q, k and v (before
 the rotary embedding, where there is one), so that both factors of q·k and the values, which are also what the cache is
-made from, are quantised. Attention probabilities, norms, embeddings and the output layer stay in full precision.
+made from, are quantised. Attention probabilities, gates, norms, embeddings and the output layer stay in full precision.
 
 A simulated model is saved by ``save_pretrained`` and comes back through ``from_pretrained`` once this package is
 imported: it is registered with transformers as the quantisation method "sparq".
