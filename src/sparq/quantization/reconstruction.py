@@ -8,6 +8,7 @@ learnt is folded into the model, so nothing of the learning is left at run time.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -239,7 +240,7 @@ def _to_targets(layer: nn.Module, block: Block, model: PreTrainedModel, steps: l
 def _learn(
     layer: nn.Module, block: Block, state: Mapping[str, Tensor], learnt: OmniQuant, steps: list[Step]
 ) -> tuple[float, float]:
-    """Learn one block; if that made it worse, leave what was at the beginning. Gives the errors before and after."""
+    """Learn one block and leave it at its best epoch, the beginning included; give the errors before and after."""
     config = learnt.config
     fixed = {name: parameter.detach() for name, parameter in layer.named_parameters()}
 
@@ -253,17 +254,19 @@ def _learn(
     before = error()
     if config.weight_bits == config.activation_bits == FULL_PRECISION:
         return before, before
-    start = {name: tensor.clone() for name, tensor in learnt.state_dict().items()}
+    best, after = copy.deepcopy(learnt.state_dict()), before
     optimizer = torch.optim.AdamW(learnt.parameter_groups(), weight_decay=0.0)
-    with torch.enable_grad():
-        for epoch in range(config.epochs):
-            learnt.begin_epoch(epoch)
+    for epoch in range(config.epochs):
+        learnt.begin_epoch(epoch)
+        with torch.enable_grad():
             for step in steps:
                 optimizer.zero_grad()
                 step.error(layer, block, tensors()).backward()
                 optimizer.step()
-    after = error()
-    if math.isfinite(after) and after < before:
-        return before, after
-    learnt.load_state_dict(start)
-    return before, before
+        reached = error()
+        if reached < after:
+            best, after = copy.deepcopy(learnt.state_dict()), reached
+        if not math.isfinite(reached):
+            break
+    learnt.load_state_dict(best)
+    return before, after
