@@ -54,7 +54,11 @@ def speechlm(folder: Path, arguments: argparse.Namespace) -> Given:
         scored, kept = made[-arguments.scored :], made[: -arguments.scored][: arguments.calibration]
         return lm.model, list(padded_batches(kept)), {"text": scored}
     corpus = Corpus.load(arguments.corpus)
-    return lm.model, calibration_batches(corpus, lm.vocabulary, arguments.calibration), held_out(lm.vocabulary, corpus, arguments)
+    return (
+        lm.model,
+        calibration_batches(corpus, lm.vocabulary, arguments.calibration),
+        held_out(lm.vocabulary, corpus, arguments),
+    )
 
 
 def held_out(vocabulary: Vocabulary, corpus: Corpus, arguments: argparse.Namespace) -> dict[str, list[Example]]:
@@ -81,7 +85,9 @@ def configurations(arguments: argparse.Namespace) -> list[QuantizationConfig]:
     return made
 
 
-def row(model: Any, config: QuantizationConfig | None, calibration: Sequence[Batch], scored: dict[str, list[Example]]) -> Any:
+def row(
+    model: Any, config: QuantizationConfig | None, calibration: Sequence[Batch], scored: dict[str, list[Example]]
+) -> Any:
     """Quantise a copy of a model, and score it."""
     start, learnt = time.perf_counter(), []
 

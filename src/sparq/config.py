@@ -318,7 +318,7 @@ class QuantizationRow:
         activation_bits: width of the activations.
         alpha: how much difficulty SmoothQuant moves from activations to weights; the methods that learn begin there.
         calibration_sequences: how many sequences of the corpus ranges are taken from, or learnt on.
-        weight_clip_percent: share of the tail of the weights that is cut off (paper, G.4), in methods that do not learn.
+        weight_clip_percent: share of the tail of the weights that is cut off (paper, G.4); not for methods that learn.
         group_size: input channels of a weight that share a scale; 0 for all, null for what the method takes.
         epochs: passes over the calibration sequences for each block, in methods that learn.
         batch_sequences: sequences in a step of the learning.

@@ -62,9 +62,7 @@ def _round(model: PreTrainedModel, config: QuantizationConfig, *_: object) -> No
     round_weights(model, replace_linears(model, config), config)
 
 
-def _smoothquant(
-    model: PreTrainedModel, config: QuantizationConfig, calibration: Iterable[Batch], *_: object
-) -> None:
+def _smoothquant(model: PreTrainedModel, config: QuantizationConfig, calibration: Iterable[Batch], *_: object) -> None:
     first = [siblings.linears[0] for block in blocks(model) for siblings in block.smoothed]
     ranges = input_ranges(model, first, calibration, config.calibration_sequences)
     found = replace_linears(model, config)

@@ -213,7 +213,7 @@ def blocks(model: PreTrainedModel) -> list[Block]:
         raise UserError(
             f"{type(model).__name__}: has no {row.layers}; merge adapters and unwrap the causal language model"
         ) from error
-    for index, layer in enumerate(layers):
+    for index in range(len(layers)):
         name = f"{row.layers}.{index}"
 
         def full(*names: str, name: str = name) -> tuple[str, ...]:
@@ -248,7 +248,7 @@ def _attention(model: PreTrainedModel, row: Architecture, linears: tuple[str, ..
     rows = query.nf if isinstance(query, Conv1D) else query.out_features
     query_heads = model.config.num_attention_heads
     attention = installed(model)
-    # Only the ordinary softmax gives probabilities that sum to 1; what goes to a sink takes its share of the shift along.
+    # Only the ordinary softmax gives probabilities that sum to 1; a sink takes its share of the shift along.
     whole = attention is None or attention.sink == "none"
     return Attention(
         linears=linears,

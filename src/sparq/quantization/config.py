@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 from sparq.errors import UserError
@@ -55,25 +56,11 @@ class QuantizationConfig:
     stability_factor: float = 0.01
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            _refuse("method", self.method, f"one of {', '.join(METHODS)}")
-        for key in ("weight_bits", "activation_bits"):
-            if not _is_integer(getattr(self, key)) or getattr(self, key) not in WIDTHS:
-                _refuse(key, getattr(self, key), "2 to 8, or 16 for no quantisation")
-        if not _is_number(self.alpha) or not 0 <= self.alpha <= 1:
-            _refuse("alpha", self.alpha, "a number from 0 to 1")
-        for key in ("calibration_sequences", "epochs", "batch_sequences"):
-            if not _is_integer(getattr(self, key)) or getattr(self, key) < 1:
-                _refuse(key, getattr(self, key), "a whole number of at least 1")
-        if not _is_number(self.weight_clip_percent) or not 0 <= self.weight_clip_percent < 100:
-            _refuse("weight_clip_percent", self.weight_clip_percent, "a number from 0 to below 100")
+        for key, (allowed, expected) in _ALLOWED.items():
+            if not allowed(getattr(self, key)):
+                _refuse(key, getattr(self, key), expected)
         if self.weight_clip_percent and self.learns:
             _refuse("weight_clip_percent", self.weight_clip_percent, f"0, because {self.method} learns its clipping")
-        if self.group_size is not None and (not _is_integer(self.group_size) or self.group_size < 0):
-            _refuse("group_size", self.group_size, "a whole number of at least 0, or none")
-        for key in ("transformation_rate", "clipping_rate", "stability_factor"):
-            if not _is_number(getattr(self, key)) or not 0 < getattr(self, key) <= 1:
-                _refuse(key, getattr(self, key), "a number above 0 and at most 1")
 
     @property
     def learns(self) -> bool:
@@ -122,6 +109,33 @@ def _is_number(value: object) -> bool:
 
 def _is_integer(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _counts(value: Any) -> bool:
+    return _is_integer(value) and value >= 1
+
+
+def _is_rate(value: Any) -> bool:
+    return _is_number(value) and 0 < value <= 1
+
+
+_COUNT = _counts, "a whole number of at least 1"
+_RATE = _is_rate, "a number above 0 and at most 1"
+_WIDTH = (lambda value: _is_integer(value) and value in WIDTHS), "2 to 8, or 16 for no quantisation"
+_ALLOWED: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "method": (lambda value: value in METHODS, f"one of {', '.join(METHODS)}"),
+    "weight_bits": _WIDTH,
+    "activation_bits": _WIDTH,
+    "alpha": (lambda value: _is_number(value) and 0 <= value <= 1, "a number from 0 to 1"),
+    "calibration_sequences": _COUNT,
+    "weight_clip_percent": (lambda value: _is_number(value) and 0 <= value < 100, "a number from 0 to below 100"),
+    "group_size": (lambda value: value is None or (_is_integer(value) and value >= 0), "a whole number, or none"),
+    "epochs": _COUNT,
+    "batch_sequences": _COUNT,
+    "transformation_rate": _RATE,
+    "clipping_rate": _RATE,
+    "stability_factor": _RATE,
+}
 
 
 def _refuse(key: str, value: Any, expected: str) -> None:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -64,5 +65,7 @@ class FinishedBlocks:
         path = self._path(index)
         record = {"made_from": self._made_from, "before": repr(errors[0]), "after": repr(errors[1])}
         temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, temporary, record)
+        # q, k and v have one scale of their input, and a file holds no tensor twice.
+        own = {name: tensor.cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
+        save_file(own, temporary, record)
         temporary.replace(path)

@@ -69,7 +69,9 @@ class Step:
     given: Tensor
     arguments: dict[str, tuple[tuple[Any, ...], dict[str, Any]]]
 
-    def run(self, layer: nn.Module, block: Block, hidden: Tensor, tensors: Mapping[str, Tensor] | None = None) -> Tensor:
+    def run(
+        self, layer: nn.Module, block: Block, hidden: Tensor, tensors: Mapping[str, Tensor] | None = None
+    ) -> Tensor:
         """Call a block, with other tensors in place of its own if they are given."""
         arguments, keywords = self.arguments[block.name]
         inputs = (hidden, *arguments)
@@ -179,16 +181,15 @@ def _first_steps(
     model: PreTrainedModel, found: list[Block], calibration: Iterable[Batch], config: QuantizationConfig
 ) -> list[Step]:
     """Run the model as it is, to see what its first block reads and what every block is called with."""
-    hidden: Tensor | None = None
+    hidden: list[Tensor] = []
     arguments: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {}
 
     def watch(block: Block) -> Any:
         def hook(_module: nn.Module, given: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-            nonlocal hidden
             state, *rest = given
             if not bool(state.isfinite().all()):
                 raise UserError(f"calibration: the input of {block.name} is not finite")
-            hidden = state if hidden is None else hidden
+            hidden.append(state)
             arguments[block.name] = tuple(rest), keywords
 
         return model.get_submodule(block.name).register_forward_pre_hook(hook, with_kwargs=True)
@@ -197,10 +198,9 @@ def _first_steps(
     handles = [watch(block) for block in found]
     try:
         for inputs in calibration_steps(model, calibration, config.calibration_sequences, config.batch_sequences):
-            hidden, arguments = None, {}
+            hidden.clear()
             model.base_model(**inputs, use_cache=False)
-            assert hidden is not None
-            steps.append(Step(inputs["attention_mask"].bool(), hidden, hidden, arguments))
+            steps.append(Step(inputs["attention_mask"].bool(), hidden[0], hidden[0], dict(arguments)))
     finally:
         for handle in handles:
             handle.remove()

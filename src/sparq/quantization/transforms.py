@@ -1,13 +1,14 @@
 """Equivalent transformations of a block, learnable, folded into its weights: the function stays, the ranges change.
 
-With x the input of a linear and A invertible, x·Wᵀ + b = ((x − z)·A⁻¹)·(W·Aᵀ)ᵀ + (b + W·z). OmniQuant (Shao et al., 2023,
-section 3.3) learns a diagonal A and the shift z, AffineQuant (Ma et al., 2024) a whole matrix. Three places in a block
-can take one up without any work at run time:
+With x the input of a linear and A invertible, x·Wᵀ + b = ((x − z)·A⁻¹)·(W·Aᵀ)ᵀ + (b + W·z). OmniQuant (Shao et al.,
+2023, section 3.3) learns a diagonal A and the shift z, AffineQuant (Ma et al., 2024) a whole matrix. Three places in a
+block can take one up without any work at run time:
 
-- where linears read a norm (q, k and v; the MLP's inputs): a diagonal A and z go into the norm. In a post-norm block the
-  norm's output is the residual as well, and they are applied to the input of the linear;
+- where linears read a norm (q, k and v; the MLP's inputs): a diagonal A and z go into the norm. In a post-norm block
+  the norm's output is the residual as well, and they are applied to the input of the linear;
 - between v and the linear after the attention: one A and z for each key and value head, shared by the query heads that
-  read it. The shift passes through the attention only where probabilities sum to 1;
+  read it. The shift passes through the attention only where probabilities sum to 1: not beside a sink, and not under
+  dropout;
 - between q and k: q·k = (q·A)·(k·A⁻ᵀ). Under a rotary embedding, or a norm of queries and keys, that is another
   function, so it is left out there.
 """
@@ -176,9 +177,7 @@ class Transformation(nn.Module):
         for siblings in block.smoothed:
             weight = torch.stack([state[f"{name}.weight"].abs().amax(0) for name in siblings.linears]).amax(0)
             found = ranges[siblings.linears[0]]
-            self.inputs.append(
-                Site.smoothing(Diagonal, found, weight, alpha, shifted=shifted and siblings.shiftable)
-            )
+            self.inputs.append(Site.smoothing(Diagonal, found, weight, alpha, shifted=shifted and siblings.shiftable))
         attention = block.attention
         weight = _by_head(state[f"{attention.output}.weight"].abs().amax(0), attention).amax(-1)
         found = ranges[attention.output].by_head(attention)
@@ -214,10 +213,10 @@ def _fold_input(new: dict[str, Tensor], siblings: Siblings, site: Any) -> None:
             if site.shift is not None:
                 new[f"{name}.input_shift"] = site.shift
     if siblings.norm is not None:
-        weight, bias = f"{siblings.norm_name}.weight", f"{siblings.norm_name}.bias"
-        new[weight] = new[weight] / scale
-        if bias in new:
-            new[bias] = (new[bias] if site.shift is None else new[bias] - site.shift) / scale
+        norm = siblings.norm_name
+        new[f"{norm}.weight"] = new[f"{norm}.weight"] / scale
+        if (bias := new.get(f"{norm}.bias")) is not None:
+            new[f"{norm}.bias"] = (bias if site.shift is None else bias - site.shift) / scale
 
 
 def _fold_attention(new: dict[str, Tensor], attention: Attention, values: Site, scores: Site | None) -> None:
