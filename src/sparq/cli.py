@@ -142,6 +142,7 @@ def _add_models(made: Any) -> None:
     command.add_argument("--weight-clip-percent", type=float, default=0.0, help="of the tail of the weights, cut off")
     command.add_argument("--group-size", type=_count, help="inputs that share a scale of the weights; 0 for all")
     command.add_argument("--epochs", type=_positive, default=20, help="of the methods that learn")
+    command.add_argument("--batch-sequences", type=_positive, default=1, help="in a step of the methods that learn")
     _add_model(command)
 
     command = _add(made, "evaluate", commands.evaluate, "Score a SpeechLM on the held-out part of a corpus")

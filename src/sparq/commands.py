@@ -122,6 +122,7 @@ def quantize(given: argparse.Namespace) -> None:
         weight_clip_percent=given.weight_clip_percent,
         group_size=given.group_size,
         epochs=given.epochs,
+        batch_sequences=given.batch_sequences,
     )
     with Terminal() as terminal:
         watcher = Watcher(note=terminal.note)

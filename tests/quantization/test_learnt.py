@@ -347,6 +347,7 @@ def test_blocks_of_another_learning_are_refused(changed, make_tiny, make_batches
         model.model.decoder.layers[1].fc2.weight.data[0, 0] += 1e-6
     with pytest.raises(UserError, match=r"block-000\.safetensors: was learnt from other"):
         quantize(model, config, make_batches(seed=7 if changed == "calibration" else 1), folder=tmp_path)
+    assert not any(isinstance(module, SimulatedLinear) for module in model.modules())
 
 
 @pytest.mark.parametrize("method", list(METHODS))

@@ -57,7 +57,7 @@ def model_inputs(model: PreTrainedModel, batch: Batch) -> dict[str, Tensor]:
 def calibration_steps(
     model: PreTrainedModel, batches: Iterable[Batch], sequences: int, size: int | None = None
 ) -> Iterator[dict[str, Tensor]]:
-    """Go through so many sequences of some batches, without the columns that are padding in all of a step.
+    """Go through so many sequences of some batches, without the padding that all of a step begin or end with.
 
     Args:
         model: the language model that reads them.
@@ -77,8 +77,8 @@ def calibration_steps(
         count = len(inputs["input_ids"])
         for first in range(0, count, size or count):
             step = {key: value[first : first + (size or count)] for key, value in inputs.items()}
-            kept = step["attention_mask"].any(0)
-            yield {key: value[:, kept] for key, value in step.items()}
+            real = step["attention_mask"].any(0).nonzero()
+            yield {key: value[:, int(real[0]) : int(real[-1]) + 1] for key, value in step.items()}
         seen += count
         if seen >= sequences:
             break

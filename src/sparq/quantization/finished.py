@@ -28,6 +28,9 @@ class FinishedBlocks:
             model: in full precision.
             config: how it is quantised.
             inputs: what the first block reads, for each step of the calibration.
+
+        Raises:
+            UserError: there are blocks of another model, configuration or calibration.
         """
         self._folder = folder
         folder.mkdir(parents=True, exist_ok=True)
@@ -38,25 +41,24 @@ class FinishedBlocks:
                 "calibration": [tensor.cpu().numpy() for tensor in inputs],
             }
         )
+        for path in sorted(folder.glob("block-*.safetensors")):
+            with safe_open(path, framework="pt") as file:
+                if (file.metadata() or {}).get("made_from") != self._made_from:
+                    raise UserError(
+                        f"{path}: was learnt from other weights, settings or calibration; "
+                        "remove it or use another folder"
+                    )
 
     def _path(self, index: int) -> Path:
         return self._folder / f"block-{index:03}.safetensors"
 
     def read(self, index: int) -> tuple[dict[str, Tensor], tuple[float, float]] | None:
-        """Give the tensors of a block and its errors before and after; None if it is not finished.
-
-        Raises:
-            UserError: the block is of another model, configuration or calibration.
-        """
+        """Give the tensors of a block and its errors before and after; None if it is not finished."""
         path = self._path(index)
         if not path.is_file():
             return None
         with safe_open(path, framework="pt") as file:
-            record = file.metadata() or {}
-            if record.get("made_from") != self._made_from:
-                raise UserError(
-                    f"{path}: was learnt from other weights, settings or calibration; remove it or use another folder"
-                )
+            record = file.metadata()
             tensors = {name: file.get_tensor(name) for name in list(file.keys())}
         return tensors, (float(record["before"]), float(record["after"]))
 

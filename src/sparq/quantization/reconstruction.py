@@ -106,7 +106,7 @@ def reconstruct(
 
     Raises:
         UserError: the model is in half precision, its architecture is unknown, a hidden state is not finite, there is
-            nothing to calibrate with (the model is then as it was), or the folder holds other blocks.
+            nothing to calibrate with, or the folder holds blocks of another learning. The model is then as it was.
     """
     if model.dtype not in {torch.float32, torch.float64}:
         raise UserError(f"dtype: {model.dtype} (expected float32 for {config.method}, which learns)")
