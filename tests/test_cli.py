@@ -84,6 +84,9 @@ WRONG = {
     "adapt into a folder of others": ("adapt {corpus} -o mine --model {lm} steps=1", "mine: is in the way"),
     "quantise into a folder of others": ("quantize {corpus} -o mine --model {lm}", "mine: is in the way"),
     "quantise to no width": ("quantize {corpus} -o out --model {lm} --weight-bits 1", "weight_bits"),
+    "quantise, learn and clip": (
+        "quantize {corpus} -o out --model {lm} --method omniquant --weight-clip-percent 1", "weight_clip_percent"
+    ),
     "quantise by no method": ("quantize {corpus} -o out --model {lm} --method magic", "magic"),
     "evaluate on a missing folder": ("evaluate nowhere --model {lm}", "nowhere: not a SpARQ corpus"),
     "evaluate nothing": ("evaluate {corpus} --model {lm} --sentences 0", "--sentences"),
@@ -264,6 +267,17 @@ def test_quantize(sparq, tiny_run, lm, corpus, tmp_path):
     assert sparq(*asked)[0] == 0  # it is there already
     assert (tmp_path / "small" / "config.json").stat().st_mtime_ns == stamp
     assert sorted(path.name for path in tmp_path.iterdir()) == ["small"]
+
+
+def test_quantize_by_learning(sparq, lm, corpus, tmp_path):
+    widths = ("--weight-bits", 4, "--activation-bits", 4)
+    asked = ("--method", "affinequant", *widths, "--calibration", 4, "--epochs", 1, "--group-size", 8)
+    code, out, err = sparq("quantize", corpus, "-o", "small", "--model", lm, *asked)
+    assert (code, out) == (0, "small: affinequant W4A4, simulated\n")
+    assert "block 1 of 1: error" in err
+    settings = read_manifest(tmp_path / "small", "speechlm").settings["quantization"]
+    assert (settings["method"], settings["epochs"], settings["group_size"]) == ("affinequant", 1, 8)
+    assert not (tmp_path / "small" / "learnt").exists()
 
 
 def test_adapt_with_settings_behind_the_options(sparq, lm, corpus, tmp_path):

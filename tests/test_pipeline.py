@@ -153,6 +153,22 @@ def test_baselines_join_the_table(tiny_run, copied):
         assert bias.abs().min() > 0, "logit(1/2) is zero, from where training moved it"
 
 
+def test_every_quantisation_has_a_name_of_its_own():
+    from sparq.config import QuantizationRow
+    from sparq.paper.summary import method_title
+
+    rows = [
+        QuantizationRow(),
+        QuantizationRow(weight_clip_percent=1),
+        QuantizationRow(method="omniquant", weight_bits=4, activation_bits=4),
+        QuantizationRow(method="round", weight_clip_percent=2.5),
+    ]
+    names = ["max-W8A8", "max-W8A8-clip1", "max-W4A4-omniquant", "max-W8A8-round-clip2.5"]
+    assert [pipeline.model_name("max", row) for row in rows] == names
+    titles = ["SmoothQuant", "SmoothQuant, 1 % clipped", "OmniQuant", "Rounding, 2.5 % clipped"]
+    assert [method_title(row) for row in rows] == titles
+
+
 def test_the_models_listen_and_speak(tiny_run):
     lm = sparq.load(tiny_run.folder / "max" / "speechlm")
     assert installed(lm.model).sink == "max"

@@ -114,7 +114,8 @@ def adapt(given: argparse.Namespace) -> None:
 def quantize(given: argparse.Namespace) -> None:
     """Quantise a SpeechLM."""
     from sparq.corpus.corpus import Corpus
-    from sparq.making import quantize_speechlm
+    from sparq.making import Watcher, quantize_speechlm
+    from sparq.progress import Terminal
     from sparq.quantization import QuantizationConfig
 
     config = QuantizationConfig(
@@ -123,8 +124,14 @@ def quantize(given: argparse.Namespace) -> None:
         activation_bits=given.activation_bits,
         alpha=given.alpha,
         calibration_sequences=given.calibration,
+        weight_clip_percent=given.weight_clip_percent,
+        group_size=given.group_size,
+        epochs=given.epochs,
+        batch_sequences=given.batch_sequences,
     )
-    quantize_speechlm(_model_folder(given), Corpus.load(Path(given.corpus)), config, Path(given.output))
+    with Terminal() as terminal:
+        watcher = Watcher(note=terminal.note)
+        quantize_speechlm(_model_folder(given), Corpus.load(Path(given.corpus)), config, Path(given.output), watcher)
     print(f"{given.output}: {config.method} {config.bits}, simulated")
 
 

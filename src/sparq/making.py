@@ -28,12 +28,12 @@ from sparq.language.folder import no_progress_bars
 from sparq.language.speech_lm import SpeechLM
 from sparq.language.tasks import TASKS
 from sparq.language.vocabulary import Vocabulary
-from sparq.quantization import QuantizationConfig, quantize
+from sparq.quantization import BlockReport, QuantizationConfig, quantize
 from sparq.speech.vocoder import VocoderConfig
 from sparq.speech.vocoder_training import VocoderTraining, train_vocoder
 from sparq.stages import Stage, StageEvent, run_stage
 
-SPEECHLM, TRAINING = "speechlm", "training"
+SPEECHLM, TRAINING, LEARNT = "speechlm", "training", "learnt"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,27 +128,46 @@ def adapt_speechlm(
     return list(json.loads((output / TRAINING / HISTORY).read_text(encoding="utf-8")))
 
 
-def quantize_speechlm(model: Path, corpus: Corpus, config: QuantizationConfig, output: Path) -> None:
+def quantize_speechlm(
+    model: Path, corpus: Corpus, config: QuantizationConfig, output: Path, watcher: Watcher | None = None
+) -> None:
     """Quantise a SpeechLM (simulated) into a folder of its own, calibrated on a corpus.
+
+    A method that learns goes on with what it had finished when it was killed.
 
     Raises:
         UserError: the corpus has units of another codebook, or the output is a folder that no run made.
     """
     inputs = {"model": read_manifest(model, "speechlm").fingerprint, "corpus": corpus.fingerprint}
-    build = partial(quantize_into, model, corpus, config)
+    build = partial(quantize_into, model, corpus, config, watcher=watcher)
     run_stage(output.parent, Stage(output.name, dataclasses.asdict(config), inputs, build))
 
 
-def quantize_into(model: Path, corpus: Corpus, config: QuantizationConfig, folder: Path) -> None:
+def quantize_into(
+    model: Path, corpus: Corpus, config: QuantizationConfig, folder: Path, watcher: Watcher | None = None
+) -> None:
     """Load a SpeechLM, quantise it (simulated), calibrated on a corpus, and save it.
+
+    Args:
+        model: folder of the SpeechLM.
+        corpus: what it is calibrated on.
+        config: method and widths.
+        folder: of the result; finished blocks of a method that learns are in it until then.
+        watcher: told of every block that was learnt.
 
     Raises:
         UserError: the corpus has units of another codebook.
     """
     lm = SpeechLM.load(model)
     require_match("the model (its codebook)", lm.codebook.fingerprint, corpus.codebook.fingerprint)
-    quantize(lm.model, config, calibration_batches(corpus, lm.vocabulary, config.calibration_sequences))
-    lm.save(folder)
+    note = (watcher or Watcher()).note
+
+    def report(block: BlockReport) -> None:
+        note(f"block {block.block} of {block.blocks}: error {block.before:.3g}, learnt {block.after:.3g}")
+
+    batches = calibration_batches(corpus, lm.vocabulary, config.calibration_sequences)
+    quantize(lm.model, config, batches, folder=folder / LEARNT, report=report)
+    lm.save(folder)  # in place of the whole folder
 
 
 def vocoder_folder(config: VocoderTrainingConfig, corpus: Corpus, output: Path) -> None:

@@ -195,7 +195,7 @@ class Run:
         return self._run(Stage(model_name(sink, row), dataclasses.asdict(row), inputs, build))
 
     def _quantize(self, sink: str, config: QuantizationConfig, work: Path) -> None:
-        quantize_into(self.folder / sink / SPEECHLM, self.corpus, config, work / SPEECHLM)
+        quantize_into(self.folder / sink / SPEECHLM, self.corpus, config, work / SPEECHLM, self.watcher)
 
     def scored(self, sink: str, row: QuantizationRow | None) -> Manifest:
         """What is measured of one variant at one width (None: as it was adapted)."""
@@ -227,8 +227,9 @@ class Run:
 
 
 def model_name(sink: str, row: QuantizationRow | None) -> str:
-    """Name the stage of a model: ``max``, ``max-W8A8`` (SmoothQuant), ``max-W8A8-round``."""
+    """Name the stage of a model: ``max``, ``max-W8A8`` (SmoothQuant), ``max-W8A8-clip1``, ``max-W8A8-round``."""
     if row is None:
         return sink
     bits = QuantizationConfig(**dataclasses.asdict(row)).bits
-    return f"{sink}-{bits}" if row.method == "smoothquant" else f"{sink}-{bits}-{row.method}"
+    method = "" if row.method == "smoothquant" else f"-{row.method}"
+    return f"{sink}-{bits}{method}" + (f"-clip{row.weight_clip_percent:g}" if row.weight_clip_percent else "")

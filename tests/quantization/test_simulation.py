@@ -310,7 +310,7 @@ def test_too_short_a_calibration_is_said(make_tiny, make_batches, caplog):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"method": "gptq"}, r"quantization\.method: 'gptq' is not one of smoothquant, round"),
+        ({"method": "gptq"}, r"quantization\.method: 'gptq' is not one of smoothquant, omniquant, affinequant, round"),
         ({"weight_bits": 1}, r"quantization\.weight_bits: 1 is not 2 to 8"),
         ({"activation_bits": 12}, r"quantization\.activation_bits: 12"),
         ({"activation_bits": True}, r"quantization\.activation_bits: True"),

@@ -6,13 +6,15 @@ Every quantisation algorithm and the outlier metrics read this table, so that no
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from sparq.attention import installed
 from sparq.attention.install import CONFIG_KEY
 from sparq.attention.settings import AttentionSettings
 from sparq.errors import UserError
@@ -39,6 +41,8 @@ class Architecture:
             as consecutive "thirds"; one linear with q, k and v of each of the "heads" in turn.
         pre_norm: whether a norm feeds its half alone. In a post-norm block its output is the residual as well, so a
             scale folded into the norm would change the model.
+        direct_scores: whether queries and keys meet as the linears made them. A rotary embedding or a norm in between
+            does not commute with a change of their channels.
     """
 
     layers: str
@@ -51,6 +55,7 @@ class Architecture:
     mlp_output: str
     packing: Literal["separate", "thirds", "heads"] = "separate"
     pre_norm: Callable[[PreTrainedConfig], bool] = _always
+    direct_scores: bool = False
 
 
 _LLAMA = Architecture(
@@ -76,6 +81,7 @@ ARCHITECTURES = {
         mlp_inputs=("fc1",),
         mlp_output="fc2",
         pre_norm=lambda config: bool(config.do_layer_norm_before),
+        direct_scores=True,
     ),
     **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3"), _LLAMA),
     "gpt2": Architecture(
@@ -88,6 +94,7 @@ ARCHITECTURES = {
         mlp_inputs=("mlp.c_fc",),
         mlp_output="mlp.c_proj",
         packing="thirds",
+        direct_scores=True,
     ),
     "gpt_neox": Architecture(
         layers="gpt_neox.layers",
@@ -111,10 +118,53 @@ class Siblings:
         linears: their names, from the model down.
         norm: the norm that makes their input and nothing else, into which a scale may be folded; None where a scale
             has to be applied to the input instead (after a norm whose output is the residual, or goes to gates, too).
+        norm_name: the name of that norm, from the model down; what it names is not used where ``norm`` is None.
+        shiftable: whether a shift of the input has places to go: the biases of all the linears, and that of the norm
+            if there is one.
     """
 
     linears: tuple[str, ...]
     norm: nn.Module | None
+    norm_name: str
+    shiftable: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Attention:
+    """How queries, keys and values lie in the outputs of the linears that make them.
+
+    Attributes:
+        linears: names of the linears, from the model down: three, or one that makes all.
+        output: the name of the linear after the attention.
+        groups: in the output of one linear, how often q, k and v follow each other.
+        width: channels of a head.
+        heads: key and value heads; query head h reads the key and value head h // (query heads / heads).
+        direct_scores: see `Architecture`.
+        shiftable: whether a shift of the values can go through the attention: its probabilities sum to 1, and the
+            linears before and after it have biases.
+    """
+
+    linears: tuple[str, ...]
+    output: str
+    groups: int
+    width: int
+    heads: int
+    direct_scores: bool
+    shiftable: bool
+
+    def split(self, rows: Sequence[Tensor]) -> list[Tensor]:
+        """Rows of the linears (in the order of ``linears``, each [out, ...]) → those of q, k, v [heads, width, ...]."""
+        if len(rows) == 1:
+            parts = rows[0].unflatten(0, (self.groups, 3, -1)).unbind(1)
+            rows = [part.flatten(0, 1) for part in parts]
+        return [one.unflatten(0, (-1, self.width)) for one in rows]
+
+    def join(self, states: Sequence[Tensor]) -> list[Tensor]:
+        """Undo `split`."""
+        rows = [one.flatten(0, 1) for one in states]
+        if len(self.linears) == 1:
+            return [torch.stack([one.unflatten(0, (self.groups, -1)) for one in rows], 1).flatten(0, 2)]
+        return rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,12 +177,14 @@ class Block:
         linears: the names of all its linears, in the order of data.
         states: for each linear that makes queries, keys or values, how its output is laid out: (groups, parts), the
             output being [groups, parts, width]; each part of a token is one vector.
+        attention: the same, seen by heads.
     """
 
     name: str
     smoothed: tuple[Siblings, Siblings]
     linears: tuple[str, ...]
     states: dict[str, tuple[int, int]]
+    attention: Attention
 
 
 def architecture(model: PreTrainedModel) -> Architecture:
@@ -164,7 +216,7 @@ def blocks(model: PreTrainedModel) -> list[Block]:
         raise UserError(
             f"{type(model).__name__}: has no {row.layers}; merge adapters and unwrap the causal language model"
         ) from error
-    for index, layer in enumerate(layers):
+    for index in range(len(layers)):
         name = f"{row.layers}.{index}"
 
         def full(*names: str, name: str = name) -> tuple[str, ...]:
@@ -177,17 +229,45 @@ def blocks(model: PreTrainedModel) -> list[Block]:
             Block(
                 name=name,
                 smoothed=(
-                    Siblings(
-                        full(*row.states),
-                        None if gated else _foldable(row, model.config, layer.get_submodule(row.attention_norm)),
-                    ),
-                    Siblings(full(*row.mlp_inputs), _foldable(row, model.config, layer.get_submodule(row.mlp_norm))),
+                    _siblings(model, row, full(*row.states), f"{name}.{row.attention_norm}", shared=gated),
+                    _siblings(model, row, full(*row.mlp_inputs), f"{name}.{row.mlp_norm}"),
                 ),
                 linears=linears,
                 states=dict.fromkeys(full(*row.states), parts),
+                attention=_attention(model, row, full(*row.states), f"{name}.{row.attention_output}"),
             )
         )
     return found
+
+
+def _siblings(
+    model: PreTrainedModel, row: Architecture, linears: tuple[str, ...], name: str, *, shared: bool = False
+) -> Siblings:
+    norm = None if shared else _foldable(row, model.config, model.get_submodule(name))
+    shiftable = all(_has_bias(model, linear) for linear in linears) and (norm is None or _has_bias(model, name))
+    return Siblings(linears, norm, name, shiftable)
+
+
+def _attention(model: PreTrainedModel, row: Architecture, linears: tuple[str, ...], output: str) -> Attention:
+    query: Any = model.get_submodule(linears[0])
+    rows = query.nf if isinstance(query, Conv1D) else query.out_features
+    query_heads = model.config.num_attention_heads
+    attention = installed(model)
+    # Only the ordinary softmax gives probabilities that sum to 1; a sink, or a gate, takes its share of a shift along.
+    whole = attention is None or (attention.sink == "none" and not attention.gated)
+    return Attention(
+        linears=linears,
+        output=output,
+        groups=query_heads if row.packing == "heads" else 1,
+        width=rows // query_heads // (1 if len(linears) == 3 else 3),
+        heads=getattr(model.config, "num_key_value_heads", None) or query_heads,
+        direct_scores=row.direct_scores,
+        shiftable=whole and _has_bias(model, linears[-1]) and _has_bias(model, output),
+    )
+
+
+def _has_bias(model: PreTrainedModel, name: str) -> bool:
+    return getattr(model.get_submodule(name), "bias", None) is not None
 
 
 def _foldable(row: Architecture, config: PreTrainedConfig, norm: Any) -> nn.Module | None:

@@ -1,9 +1,10 @@
 """Simulated (fake-quantised) inference: low-bit grids, ordinary floating-point arithmetic.
 
 What is on a low-bit grid is what SmoothQuant's own simulation puts there: the weights of all linears of the blocks, one
-scale per output channel; their inputs, one scale per token, found as they come; and the outputs of q, k and v (before
-the rotary embedding, where there is one), so that both factors of q·k and the values, which are also what the cache is
-made from, are quantised. Attention probabilities, gates, norms, embeddings and the output layer stay in full precision.
+scale per output channel or group of inputs; their inputs, one scale per token, found as they come; and the outputs of
+q, k and v (before the rotary embedding, where there is one), so that both factors of q·k and the values, which are also
+what the cache is made from, are quantised. Attention probabilities, gates, norms, embeddings and the output layer stay in
+full precision. Which grids are symmetric is the method's choice (`QuantizationConfig`).
 
 A simulated model is saved by ``save_pretrained`` and comes back through ``from_pretrained`` once this package is
 imported: it is registered with transformers as the quantisation method "sparq".
@@ -23,6 +24,7 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from sparq.quantization.blocks import Block, blocks
+from sparq.quantization.clipping import TailClipping
 from sparq.quantization.config import FULL_PRECISION, QuantizationConfig
 from sparq.quantization.quantizer import Quantizer
 
@@ -35,6 +37,7 @@ class SimulatedLinear(nn.Module):
     Attributes:
         weight: [out, in], or [in, out] if it was a GPT-2 ``Conv1D``; the very parameter of the linear it replaces.
         bias: [out] or None.
+        input_shift: [in], which is taken from the input first; None where there is none, or the norm took it in.
         input_scale: [in], by which the input is divided before it is quantised; None where the scale went into the
             norm before it.
     """
@@ -46,6 +49,7 @@ class SimulatedLinear(nn.Module):
         states: tuple[int, int] | None = None,
         *,
         scaled: bool = False,
+        shifted: bool = False,
     ) -> None:
         """Take over a linear.
 
@@ -54,6 +58,7 @@ class SimulatedLinear(nn.Module):
             activation: quantiser of a token, None for full precision.
             states: layout (groups, parts) of an output of queries, keys and values; None where it is none.
             scaled: whether the input is divided by a scale of its own.
+            shifted: whether a shift of its own is taken from the input.
         """
         super().__init__()
         self.weight = linear.weight
@@ -63,7 +68,9 @@ class SimulatedLinear(nn.Module):
         self.activation = activation
         self.states = states
         self.input_scale: Tensor | None
+        self.input_shift: Tensor | None
         self.register_buffer("input_scale", torch.ones_like(self.matrix[0]).detach() if scaled else None)
+        self.register_buffer("input_shift", torch.zeros_like(self.matrix[0]).detach() if shifted else None)
 
     @property
     def matrix(self) -> Tensor:
@@ -72,6 +79,8 @@ class SimulatedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] → [..., out]."""
+        if self.input_shift is not None:
+            x = x - self.input_shift
         if self.input_scale is not None:
             x = x / self.input_scale
         if self.activation is not None:
@@ -84,9 +93,9 @@ class SimulatedLinear(nn.Module):
         return self.activation(vectors).unflatten(-1, (groups, -1)).transpose(-3, -2).reshape(y.shape)
 
     @torch.no_grad()
-    def round_weight(self, quantizer: Quantizer) -> None:
+    def round_weight(self, quantizer: Quantizer, clipping: TailClipping | None = None) -> None:
         """Put the weight on its grid, for good."""
-        self.matrix.copy_(quantizer(self.matrix))
+        self.matrix.copy_(quantizer(self.matrix, clipping))
 
     def extra_repr(self) -> str:
         """Widths, for ``print(model)``."""
@@ -136,33 +145,34 @@ def replace_linears(model: PreTrainedModel, config: QuantizationConfig) -> list[
     Returns:
         The blocks, as they were found.
     """
-    bits = config.activation_bits
-    activation = Quantizer(bits, "token") if bits < FULL_PRECISION else None
     found = blocks(model)
     for block in found:
-        scaled = {
-            name
-            for siblings in block.smoothed
-            if config.method == "smoothquant" and siblings.norm is None
-            for name in siblings.linears
-        }
-        for name in block.linears:
-            linear: Any = model.get_submodule(name)
-            model.set_submodule(
-                name, SimulatedLinear(linear, activation, block.states.get(name), scaled=name in scaled)
-            )
+        replace_linears_of(model, block, config)
     return found
 
 
-def round_weights(model: PreTrainedModel, found: list[Block], bits: int) -> None:
-    """Put the weights of the blocks on symmetric grids of one scale per output channel."""
-    if bits == FULL_PRECISION:
-        return
-    quantizer = Quantizer(bits, "channel")
+def replace_linears_of(model: PreTrainedModel, block: Block, config: QuantizationConfig) -> None:
+    """Put a `SimulatedLinear` in place of each linear of one block."""
+    activation = config.activation_quantizer()
+    outside = [siblings for siblings in block.smoothed if siblings.norm is None]
+    scaled = {name for siblings in outside if config.scales for name in siblings.linears}
+    shifted = {name for siblings in outside if config.shifts and siblings.shiftable for name in siblings.linears}
+    for name in block.linears:
+        linear: Any = model.get_submodule(name)
+        states = block.states.get(name)
+        simulated = SimulatedLinear(linear, activation, states, scaled=name in scaled, shifted=name in shifted)
+        model.set_submodule(name, simulated)
+
+
+def round_weights(model: PreTrainedModel, found: list[Block], config: QuantizationConfig) -> None:
+    """Put the weights of the blocks on their grids, with the tail cut off if that is asked for."""
+    clipping = TailClipping(config.weight_clip_percent) if config.weight_clip_percent else None
     for block in found:
         for name in block.linears:
             linear: Any = model.get_submodule(name)
-            linear.round_weight(quantizer)
+            quantizer = config.weight_quantizer(linear.matrix.shape[1])
+            if quantizer is not None:
+                linear.round_weight(quantizer, clipping)
 
 
 def mark(model: PreTrainedModel, config: QuantizationConfig) -> None:
