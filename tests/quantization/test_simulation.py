@@ -11,7 +11,7 @@ from sparq.attention import install, installed, load_pretrained
 from sparq.errors import UserError
 from sparq.quantization import QuantizationConfig, Quantizer, quantize
 from sparq.quantization.blocks import architecture, blocks
-from sparq.quantization.calibration import input_ranges
+from sparq.quantization.calibration import first_sequences, input_ranges
 from sparq.quantization.simulate import SimulatedLinear
 from sparq.quantization.smoothquant import smoothing_scale
 
@@ -75,7 +75,7 @@ def test_the_scale_is_the_papers():
 def test_calibration_ranges_are_those_of_the_real_tokens(kind, make_tiny, make_batches):
     model = make_tiny(kind)
     names = [siblings.linears[0] for block in blocks(model) for siblings in block.smoothed]
-    given = input_ranges(model, names, make_batches(3), 5)
+    given = input_ranges(model, names, first_sequences(model, make_batches(3), 5))
     wanted: dict[str, torch.Tensor] = {}
 
     def watch(name):
@@ -254,7 +254,7 @@ def test_too_short_a_calibration_is_said(make_tiny, make_batches, caplog):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"method": "gptq"}, r"quantization\.method: 'gptq' is not one of smoothquant, round"),
+        ({"method": "gptq"}, r"quantization\.method: 'gptq' is not one of smoothquant, round, rotation"),
         ({"weight_bits": 1}, r"quantization\.weight_bits: 1 is not 2 to 8"),
         ({"activation_bits": 12}, r"quantization\.activation_bits: 12"),
         ({"activation_bits": True}, r"quantization\.activation_bits: True"),

@@ -26,6 +26,7 @@ class Architecture:
 
     Attributes:
         layers: the list of blocks, from the model down.
+        embeddings: the embeddings whose sum enters the first block, from the model down.
         final_norm: the norm after the last block, from the model down.
         attention_norm: the norm of the attention half: before it, or after it in a post-norm model.
         states: linears that make queries, keys and values.
@@ -40,6 +41,7 @@ class Architecture:
     """
 
     layers: str
+    embeddings: tuple[str, ...]
     final_norm: str
     attention_norm: str
     states: tuple[str, ...]
@@ -53,6 +55,7 @@ class Architecture:
 
 _LLAMA = Architecture(
     layers="model.layers",
+    embeddings=("model.embed_tokens",),
     final_norm="model.norm",
     attention_norm="input_layernorm",
     states=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
@@ -66,6 +69,7 @@ ARCHITECTURES = {
     # OPT-350m is the post-norm one (do_layer_norm_before=False), and has no final norm.
     "opt": Architecture(
         layers="model.decoder.layers",
+        embeddings=("model.decoder.embed_tokens", "model.decoder.embed_positions"),
         final_norm="model.decoder.final_layer_norm",
         attention_norm="self_attn_layer_norm",
         states=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
@@ -78,6 +82,7 @@ ARCHITECTURES = {
     **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3"), _LLAMA),
     "gpt2": Architecture(
         layers="transformer.h",
+        embeddings=("transformer.wte", "transformer.wpe"),
         final_norm="transformer.ln_f",
         attention_norm="ln_1",
         states=("attn.c_attn",),
@@ -89,6 +94,7 @@ ARCHITECTURES = {
     ),
     "gpt_neox": Architecture(
         layers="gpt_neox.layers",
+        embeddings=("gpt_neox.embed_in",),
         final_norm="gpt_neox.final_layer_norm",
         attention_norm="input_layernorm",
         states=("attention.query_key_value",),
@@ -122,14 +128,20 @@ class Block:
     Attributes:
         name: its name, from the model down.
         smoothed: the linears that read a norm (q, k, v; the MLP's inputs).
+        attention_output: the name of the linear after the attention.
+        mlp_output: the name of the linear that leaves the MLP.
         linears: the names of all its linears, in the order of data.
+        values: the name of the linear that makes the values.
         states: for each linear that makes queries, keys or values, how its output is laid out: (groups, parts), the
             output being [groups, parts, width]; each part of a token is one vector.
     """
 
     name: str
     smoothed: tuple[Siblings, Siblings]
+    attention_output: str
+    mlp_output: str
     linears: tuple[str, ...]
+    values: str
     states: dict[str, tuple[int, int]]
 
 
@@ -177,7 +189,10 @@ def blocks(model: PreTrainedModel) -> list[Block]:
                     Siblings(full(*row.states), _foldable(row, model.config, layer.get_submodule(row.attention_norm))),
                     Siblings(full(*row.mlp_inputs), _foldable(row, model.config, layer.get_submodule(row.mlp_norm))),
                 ),
+                attention_output=f"{name}.{row.attention_output}",
+                mlp_output=f"{name}.{row.mlp_output}",
                 linears=linears,
+                values=f"{name}.{row.states[-1]}",
                 states=dict.fromkeys(full(*row.states), parts),
             )
         )

@@ -54,22 +54,44 @@ def model_inputs(model: PreTrainedModel, batch: Batch) -> dict[str, Tensor]:
     return {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
 
 
+def first_sequences(model: PreTrainedModel, batches: Iterable[Batch], sequences: int) -> Iterator[dict[str, Tensor]]:
+    """Give the inputs of a forward pass for so many sequences; batches beyond them are not taken.
+
+    Args:
+        model: the language model.
+        batches: see `model_inputs`.
+        sequences: how many at most; fewer are a warning.
+
+    Raises:
+        UserError: there is not one.
+    """
+    seen = 0
+    for batch in batches:
+        inputs = {key: value[: sequences - seen] for key, value in model_inputs(model, batch).items()}
+        yield inputs
+        seen += len(inputs["input_ids"])
+        if seen >= sequences:
+            return
+    if not seen:
+        raise UserError("calibration: there is not one sequence")
+    logger.warning("calibration: only %d sequences of the %d asked for", seen, sequences)
+
+
 def input_ranges(
-    model: PreTrainedModel, names: Sequence[str], batches: Iterable[Batch], sequences: int
+    model: PreTrainedModel, names: Sequence[str], batches: Iterable[Mapping[str, Tensor]]
 ) -> dict[str, Tensor]:
     """Largest magnitude of each input channel of some modules; padding does not count.
 
     Args:
         model: the language model; it runs in evaluation mode.
         names: modules whose input is watched.
-        batches: see `model_inputs`.
-        sequences: how many sequences to look at; batches beyond them are not taken.
+        batches: inputs of forward passes, as `first_sequences` gives them.
 
     Returns:
         For each name a vector [channels].
 
     Raises:
-        UserError: there is not one sequence, or an activation is not finite.
+        UserError: an activation is not finite.
     """
     ranges: dict[str, Tensor] = {}
     mask = torch.empty(0, dtype=torch.bool)
@@ -82,24 +104,15 @@ def input_ranges(
 
         return model.get_submodule(name).register_forward_pre_hook(hook)
 
-    seen = 0
     handles = [watch(name) for name in names]
     try:
         with evaluating(model):
-            for batch in batches:
-                inputs = {key: value[: sequences - seen] for key, value in model_inputs(model, batch).items()}
+            for inputs in batches:
                 mask = inputs["attention_mask"].flatten().bool()
                 model(**inputs, use_cache=False)
-                seen += len(inputs["input_ids"])
-                if seen >= sequences:
-                    break
     finally:
         for handle in handles:
             handle.remove()
-    if not seen:
-        raise UserError("calibration: there is not one sequence")
-    if seen < sequences:
-        logger.warning("calibration: only %d sequences of the %d asked for", seen, sequences)
     for name, largest in ranges.items():
         if not bool(largest.isfinite().all()):
             raise UserError(f"calibration: the input of {name} is not finite")

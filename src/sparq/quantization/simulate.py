@@ -24,7 +24,9 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from sparq.quantization.blocks import Block, blocks
 from sparq.quantization.config import FULL_PRECISION, QuantizationConfig
+from sparq.quantization.hadamard import rotate
 from sparq.quantization.quantizer import Quantizer
+from sparq.quantization.rotation import restructure
 
 METHOD = "sparq"
 
@@ -37,6 +39,8 @@ class SimulatedLinear(nn.Module):
         bias: [out] or None.
         input_scale: [in], by which the input is divided before it is quantised; None where the scale went into the
             norm before it.
+        input_signs: [in], the random signs of a rotation of the input before it is quantised; None where there is
+            none, or it is folded into what comes before.
     """
 
     def __init__(
@@ -46,6 +50,7 @@ class SimulatedLinear(nn.Module):
         states: tuple[int, int] | None = None,
         *,
         scaled: bool = False,
+        rotated: bool = False,
     ) -> None:
         """Take over a linear.
 
@@ -54,6 +59,7 @@ class SimulatedLinear(nn.Module):
             activation: quantiser of a token, None for full precision.
             states: layout (groups, parts) of an output of queries, keys and values; None where it is none.
             scaled: whether the input is divided by a scale of its own.
+            rotated: whether the input is rotated as it comes; `rotate_input` says how.
         """
         super().__init__()
         self.weight = linear.weight
@@ -64,24 +70,37 @@ class SimulatedLinear(nn.Module):
         self.states = states
         self.input_scale: Tensor | None
         self.register_buffer("input_scale", torch.ones_like(self.matrix[0]).detach() if scaled else None)
+        self.input_signs: Tensor | None
+        self.register_buffer("input_signs", torch.ones_like(self.matrix[0]).detach() if rotated else None)
 
     @property
     def matrix(self) -> Tensor:
         """The weight as [out, in]."""
         return self.weight.T if self.transposed else self.weight
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., in] → [..., out]."""
+    def factor(self, x: Tensor) -> Tensor:
+        """What an input [..., in] is when it meets the weight: scaled, rotated, quantised."""
         if self.input_scale is not None:
             x = x / self.input_scale
-        if self.activation is not None:
-            x = self.activation(x)
-        y = nn.functional.linear(x, self.matrix, self.bias)
+        if self.input_signs is not None:
+            x = rotate(x, self.input_signs)
+        return x if self.activation is None else self.activation(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., in] → [..., out]."""
+        y = nn.functional.linear(self.factor(x), self.matrix, self.bias)
         if self.activation is None or self.states is None:
             return y
         groups, parts = self.states
         vectors = y.unflatten(-1, (groups, parts, -1)).transpose(-3, -2).flatten(-2)
         return self.activation(vectors).unflatten(-1, (groups, -1)).transpose(-3, -2).reshape(y.shape)
+
+    @torch.no_grad()
+    def rotate_input(self, signs: Tensor) -> None:
+        """Rotate the input from now on by signs [in] and a Hadamard transform, and the weight with it."""
+        assert self.input_signs is not None
+        self.input_signs.copy_(signs)
+        self.matrix.copy_(rotate(self.matrix.double(), signs.to(self.matrix.device)))
 
     @torch.no_grad()
     def round_weight(self, quantizer: Quantizer) -> None:
@@ -91,7 +110,9 @@ class SimulatedLinear(nn.Module):
     def extra_repr(self) -> str:
         """Widths, for ``print(model)``."""
         bits = self.activation.bits if self.activation else FULL_PRECISION
-        return f"activation_bits={bits}, states={self.states is not None}, scaled={self.input_scale is not None}"
+        return f"activation_bits={bits}, states={self.states is not None}, scaled={self.input_scale is not None}" + (
+            ", rotated=True" * (self.input_signs is not None)
+        )
 
 
 @register_quantization_config(METHOD)
@@ -117,6 +138,8 @@ class SimulatedQuantizer(HfQuantizer):
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **_: Any) -> PreTrainedModel:
         config = self.quantization_config
         assert isinstance(config, SimulatedQuantizationConfig)
+        if config.settings.method == "rotation":
+            restructure(model)
         replace_linears(model, config.settings)
         return model
 
@@ -148,8 +171,10 @@ def replace_linears(model: PreTrainedModel, config: QuantizationConfig) -> list[
         }
         for name in block.linears:
             linear: Any = model.get_submodule(name)
+            rotated = config.method == "rotation" and name == block.mlp_output
             model.set_submodule(
-                name, SimulatedLinear(linear, activation, block.states.get(name), scaled=name in scaled)
+                name,
+                SimulatedLinear(linear, activation, block.states.get(name), scaled=name in scaled, rotated=rotated),
             )
     return found
 
