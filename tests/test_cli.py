@@ -85,6 +85,7 @@ WRONG = {
     "quantise into a folder of others": ("quantize {corpus} -o mine --model {lm}", "mine: is in the way"),
     "quantise to no width": ("quantize {corpus} -o out --model {lm} --weight-bits 1", "weight_bits"),
     "quantise by no method": ("quantize {corpus} -o out --model {lm} --method magic", "magic"),
+    "round to no grid": ("quantize {corpus} -o out --model {lm} --rounding up", "rounding: 'up'"),
     "evaluate on a missing folder": ("evaluate nowhere --model {lm}", "nowhere: not a SpARQ corpus"),
     "evaluate nothing": ("evaluate {corpus} --model {lm} --sentences 0", "--sentences"),
     "outliers of a missing model": ("outliers {corpus} --model nowhere", "nowhere: not a SpARQ speechlm"),
@@ -263,6 +264,14 @@ def test_quantize(sparq, tiny_run, lm, corpus, tmp_path):
     assert sparq(*asked)[0] == 0  # it is there already
     assert (tmp_path / "small" / "config.json").stat().st_mtime_ns == stamp
     assert sorted(path.name for path in tmp_path.iterdir()) == ["small"]
+
+
+def test_quantize_by_rotation_and_gptq(sparq, lm, corpus, tmp_path):
+    asked = ("quantize", corpus, "-o", "turned", "--model", lm, "--calibration", 4, "--weight-bits", 4, "--seed", 1)
+    code, out, err = sparq(*asked, "--method", "rotation", "--rounding", "gptq")
+    assert (code, out, err) == (0, "turned: rotation-gptq W4A8, simulated\n", "")
+    made = read_manifest(tmp_path / "turned", "speechlm").settings["quantization"]
+    assert (made["method"], made["rounding"], made["seed"]) == ("rotation", "gptq", 1)
 
 
 def test_adapt_with_settings_behind_the_options(sparq, lm, corpus, tmp_path):

@@ -19,9 +19,10 @@ import sparq
 from sparq import pipeline
 from sparq.artifacts import Manifest
 from sparq.attention import installed
+from sparq.config import QuantizationRow
 from sparq.errors import UserError
 from sparq.making import Watcher
-from sparq.paper.summary import finish
+from sparq.paper.summary import finish, method_title
 from sparq.pipeline import Run
 from sparq.recipe import load_recipe
 from sparq.speech.audio import load_audio
@@ -129,6 +130,13 @@ def test_another_quantisation_is_built_beside_what_stays(tiny_run, copied):
     assert set(events["started"]) == made
     assert (copied / "max" / "stage.json").read_bytes() == before
     assert (copied / "max-W8A8").is_dir()
+
+
+def test_models_are_called_by_what_was_done_to_them():
+    row = QuantizationRow(method="rotation", rounding="gptq", weight_bits=4, activation_bits=4)
+    names = [pipeline.model_name("max", one) for one in (None, QuantizationRow(), row, QuantizationRow(method="round"))]
+    assert names == ["max", "max-W8A8", "max-W4A4-rotation-gptq", "max-W8A8-round"]
+    assert [method_title(one) for one in (row, QuantizationRow())] == ["Rotation, GPTQ", "SmoothQuant"]
 
 
 def test_the_models_listen_and_speak(tiny_run):

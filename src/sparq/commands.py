@@ -118,9 +118,11 @@ def quantize(given: argparse.Namespace) -> None:
         activation_bits=given.activation_bits,
         alpha=given.alpha,
         calibration_sequences=given.calibration,
+        rounding=given.rounding,
+        seed=given.seed,
     )
     quantize_speechlm(_model_folder(given), Corpus.load(Path(given.corpus)), config, Path(given.output))
-    print(f"{given.output}: {config.method} {config.bits}, simulated")
+    print(f"{given.output}: {config.name} {config.bits}, simulated")
 
 
 def evaluate(given: argparse.Namespace) -> None:

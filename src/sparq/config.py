@@ -15,7 +15,8 @@ from sparq.schema import key
 SINKS = ("none", "zero", "max", "mean", "learned")
 TASKS = ("textlm", "speechlm", "asr", "tts")
 LORA_TARGETS = ("q", "k", "v", "o", "mlp")
-QUANTIZATION_METHODS = ("smoothquant", "round")
+QUANTIZATION_METHODS = ("smoothquant", "round", "rotation")
+QUANTIZATION_ROUNDINGS = ("nearest", "gptq")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -313,11 +314,13 @@ class QuantizationRow:
     """One row of the table: a post-training quantisation (paper, section 4.1 and E.2).
 
     Attributes:
-        method: "smoothquant", or "round" for plain rounding.
+        method: "smoothquant", "rotation", or "round" for nothing before weights are rounded.
         weight_bits: width of the weights.
         activation_bits: width of the activations.
         alpha: how much difficulty SmoothQuant moves from activations to weights.
-        calibration_sequences: how many sequences of the corpus ranges are taken from.
+        calibration_sequences: how many sequences of the corpus ranges and GPTQ's inputs are taken from.
+        rounding: of the weights: "nearest", or "gptq".
+        seed: of the random signs of a rotation.
     """
 
     method: str = key("smoothquant", choices=QUANTIZATION_METHODS)
@@ -325,6 +328,8 @@ class QuantizationRow:
     activation_bits: int = key(8, minimum=2, maximum=16)
     alpha: float = key(0.5, minimum=0, maximum=1)
     calibration_sequences: int = key(256, minimum=1)
+    rounding: str = key("nearest", choices=QUANTIZATION_ROUNDINGS)
+    seed: int = key(0, minimum=0)
 
 
 @dataclass(frozen=True, kw_only=True)

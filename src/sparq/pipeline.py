@@ -230,8 +230,8 @@ class Run:
 
 
 def model_name(sink: str, row: QuantizationRow | None) -> str:
-    """Name the stage of a model: ``max``, ``max-W8A8`` (SmoothQuant), ``max-W8A8-round``."""
+    """Name the stage of a model: ``max``, ``max-W8A8`` (SmoothQuant), ``max-W8A8-rotation-gptq``."""
     if row is None:
         return sink
-    bits = QuantizationConfig(**dataclasses.asdict(row)).bits
-    return f"{sink}-{bits}" if row.method == "smoothquant" else f"{sink}-{bits}-{row.method}"
+    config = QuantizationConfig(**dataclasses.asdict(row))
+    return f"{sink}-{config.bits}" if config.name == "smoothquant" else f"{sink}-{config.bits}-{config.name}"

@@ -104,7 +104,7 @@ def score_rows(results: dict[tuple[str, QuantizationRow | None], dict[str, Any]]
             ScoreRow(
                 sink=sink,
                 bits=FULL if row is None else f"W{row.weight_bits}A{row.activation_bits}",
-                method=None if row is None else {"smoothquant": "SmoothQuant", "round": "Rounding"}[row.method],
+                method=None if row is None else method_title(row),
                 **dataclasses.asdict(scores),
                 average_drop=drop,
                 maximum_infinity_norm=outliers["maximum_infinity_norm"],
@@ -112,6 +112,12 @@ def score_rows(results: dict[tuple[str, QuantizationRow | None], dict[str, Any]]
             )
         )
     return rows
+
+
+def method_title(row: QuantizationRow) -> str:
+    """Say how a row was quantised, for readers of the table: "SmoothQuant", "Rotation, GPTQ"."""
+    method = {"smoothquant": "SmoothQuant", "rotation": "Rotation", "round": "Rounding"}[row.method]
+    return method if row.rounding == "nearest" else f"{method}, {row.rounding.upper()}"
 
 
 def recording_path(config: RecordingConfig) -> Path:

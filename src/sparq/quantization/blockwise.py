@@ -1,11 +1,12 @@
 """A model block by block: each is run on what the blocks before it give, whatever has become of them by then.
 
-Methods that quantise a block with its inputs in view need this. It takes two passes over the data per block, where
-running the whole model for every block would take a number that grows with the square of its depth.
+Methods that quantise a block with its inputs in view need this. The work grows with the number of blocks, where running
+the whole model for every block would make it grow with the square of that.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -68,6 +69,10 @@ def passages(model: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]]) ->
     return found
 
 
+class _SeenError(Exception):
+    """Ends the run of a block where what is behind does not matter."""
+
+
 @torch.no_grad()
 def input_products(layer: Any, index: int, linear: Any, data: Iterable[Passage]) -> Tensor:
     """Σ xᵀx over the real tokens, x being what meets the weight of one linear of a block, quantised.
@@ -89,12 +94,14 @@ def input_products(layer: Any, index: int, linear: Any, data: Iterable[Passage])
         x = linear.factor(inputs[0]).flatten(0, -2)[real]
         x = x.to(torch.promote_types(x.dtype, torch.float32))
         total.add_((x.T @ x).double().cpu())
+        raise _SeenError
 
     handle = linear.register_forward_pre_hook(watch)
     try:
         for passage in data:
             real = passage.real
-            passage.output(layer, index)
+            with contextlib.suppress(_SeenError):
+                passage.output(layer, index)
     finally:
         handle.remove()
     return total

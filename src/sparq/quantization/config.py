@@ -62,6 +62,11 @@ class QuantizationConfig:
         """The widths as the paper writes them, for example "W4A4"."""
         return f"W{self.weight_bits}A{self.activation_bits}"
 
+    @property
+    def name(self) -> str:
+        """The method, and the rounding unless it is to nearest, for example "rotation-gptq"."""
+        return self.method if self.rounding == "nearest" else f"{self.method}-{self.rounding}"
+
 
 def _is_integer(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)

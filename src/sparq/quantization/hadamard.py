@@ -10,16 +10,18 @@ known for some multiples of four. Both factors are symmetric and orthogonal, so 
 from __future__ import annotations
 
 import functools
-import math
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+LARGEST_PIECE = 32
+_Matrix = np.ndarray[Any, np.dtype[np.float64]]
+
 
 def hadamard(x: Tensor) -> Tensor:
-    """Multiply the last dimension by K, in k · n additions and m · n products; done twice it gives ``x`` back.
+    """Multiply the last dimension by K; done twice it gives ``x`` back.
 
     Args:
         x: [..., n], floating point; n at least 1.
@@ -27,18 +29,12 @@ def hadamard(x: Tensor) -> Tensor:
     Returns:
         [..., n], of the dtype of ``x``; half precision is added up in float32.
     """
-    size = x.shape[-1]
-    power = size & -size  # the largest power of two in n
-    odd = size // power
-    y = x.to(torch.promote_types(x.dtype, torch.float32)).unflatten(-1, (power, odd))
-    if odd > 1:
-        y = y @ torch.as_tensor(_hartley(odd), dtype=y.dtype, device=y.device)
-    half = power // 2
-    while half:
-        upper, lower = y.unflatten(-2, (-1, 2, half)).unbind(-3)
-        y = torch.stack((upper + lower, upper - lower), -3).flatten(-4, -2)
-        half //= 2
-    return (y.flatten(-2) / math.sqrt(power)).to(x.dtype)
+    y = x.to(torch.promote_types(x.dtype, torch.float32))
+    for factor in _factors(x.shape[-1]):
+        # Multiply the first of the axes that n falls into, and put it last; after all factors it is first again.
+        matrix = torch.as_tensor(factor, dtype=y.dtype, device=y.device)
+        y = (y.unflatten(-1, (len(matrix), -1)).transpose(-1, -2) @ matrix).flatten(-2)
+    return y.to(x.dtype)
 
 
 def random_signs(size: int, generator: torch.Generator) -> Tensor:
@@ -60,8 +56,27 @@ def rotate(x: Tensor, signs: Tensor) -> Tensor:
 
 
 @functools.cache
-def _hartley(size: int) -> np.ndarray[Any, np.dtype[np.float64]]:
-    # As an array: a tensor made in inference mode could not be kept for one with gradients.
+def _factors(size: int) -> tuple[_Matrix, ...]:
+    """Matrices whose Kronecker product is K: pieces of the power of two that are small to multiply by, and C_m."""
+    # As arrays: a tensor made in inference mode could not be kept for one with gradients.
+    power = size & -size  # the largest power of two in n
+    odd = size // power
+    factors = []
+    while power > 1:
+        piece = min(power, LARGEST_PIECE)
+        factors.append(_sylvester(piece))
+        power //= piece
+    return (*factors, _hartley(odd)) if odd > 1 else tuple(factors)
+
+
+def _sylvester(size: int) -> _Matrix:
+    matrix: _Matrix = np.ones((1, 1))
+    while len(matrix) < size:
+        matrix = np.block([[matrix, matrix], [matrix, -matrix]])
+    return matrix / np.sqrt(size)
+
+
+def _hartley(size: int) -> _Matrix:
     index = np.arange(size)
     angle = 2 * np.pi / size * (np.outer(index, index) % size)
     return (np.cos(angle) + np.sin(angle)) / np.sqrt(size)

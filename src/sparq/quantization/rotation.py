@@ -123,7 +123,7 @@ def _require_rotatable(model: PreTrainedModel) -> None:
     for name in row.embeddings:
         embedding = model.get_submodule(name)
         if not isinstance(embedding, nn.Embedding):
-            raise UserError(f"{name}: is a {type(embedding).__name__}, not an embedding; merge adapters first")
+            raise UserError(f"{name}: is a {type(embedding).__name__}, not a plain embedding; merge adapters first")
         if embedding.embedding_dim != width:
             raise UserError(f"{name}: is {embedding.embedding_dim} wide, not {width} as method 'rotation' needs")
     output = model.get_output_embeddings()
