@@ -155,7 +155,7 @@ def test_brings_the_model_nearer(name, method, make_tiny, make_batches):
     errors = {}
     for rounding in ("nearest", "gptq"):
         config = QuantizationConfig(method, 3, 16, calibration_sequences=64, rounding=rounding)
-        quantized = quantize(copy.deepcopy(model), config, make_batches(32, seed=7))
+        quantized = quantize(copy.deepcopy(model), config, make_batches(4, size=16, seed=7))
         with torch.no_grad():
             errors[rounding] = float((quantized(**batch).logits - wanted).square().mean())
     assert errors["gptq"] < errors["nearest"]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from sparq.quantization.hadamard import hadamard, random_signs, rotate
 
-widths = st.one_of(st.integers(1, 200), st.sampled_from([256, 576, 704, 1000, 1024, 1536]))
+widths = st.one_of(st.integers(1, 200), st.sampled_from([256, 576, 704]))
 some = settings(max_examples=40, deadline=None)
 
 

@@ -192,7 +192,7 @@ def test_rotation_helps_most_against_planted_outliers(kind, rounding, build, mak
     error = {}
     for method in ("round", "smoothquant", "rotation"):
         settings = QuantizationConfig(method, 4, 4, calibration_sequences=32, rounding=rounding)
-        quantized = quantize(copy.deepcopy(model), settings, make_batches(16))
+        quantized = quantize(copy.deepcopy(model), settings, make_batches(2, size=16))
         error[method] = float((logits(quantized, batch) - logits(model, batch)).square().mean())
     assert error["rotation"] < 0.7 * min(error["round"], error["smoothquant"])
 

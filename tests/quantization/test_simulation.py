@@ -51,7 +51,7 @@ def test_post_norm_blocks_keep_their_norms(make_tiny, make_batches):
     norms = [m.weight.clone() for m in model.modules() if isinstance(m, nn.LayerNorm)]
     siblings = blocks(model)[1].smoothed[0].linears
     weights = torch.stack([model.get_submodule(name).weight for name in siblings])
-    ranges = input_ranges(model, siblings[:1], make_batches(), 8)[siblings[0]]
+    ranges = input_ranges(model, siblings[:1], first_sequences(model, make_batches(), 8))[siblings[0]]
     quantize(model, QuantizationConfig(calibration_sequences=8), make_batches())
     for name in siblings:  # one scale for q, k and v, from the largest weight of the three
         scale = model.get_submodule(name).input_scale

@@ -110,9 +110,8 @@ class SimulatedLinear(nn.Module):
     def extra_repr(self) -> str:
         """Widths, for ``print(model)``."""
         bits = self.activation.bits if self.activation else FULL_PRECISION
-        return f"activation_bits={bits}, states={self.states is not None}, scaled={self.input_scale is not None}" + (
-            ", rotated=True" * (self.input_signs is not None)
-        )
+        scaled, rotated = self.input_scale is not None, self.input_signs is not None
+        return f"activation_bits={bits}, states={self.states is not None}, scaled={scaled}, rotated={rotated}"
 
 
 @register_quantization_config(METHOD)
