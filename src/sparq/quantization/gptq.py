@@ -28,7 +28,7 @@ def gptq(weight: Tensor, products: Tensor, quantizer: Quantizer) -> Tensor:
     """Put a weight on its grid by GPTQ; the grid is that of plain rounding.
 
     Nothing guarantees that a row ends nearer than by plain rounding; one that does not is rounded plainly. Columns go
-    in the order in which they lie: taking those of the largest inputs first made no difference on the models that ship.
+    in the order in which they lie: to take those of the largest inputs first was no better on a shipped SpeechLM.
 
     Args:
         weight: W [out, in].
