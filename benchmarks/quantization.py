@@ -3,6 +3,7 @@
     python benchmarks/quantization.py                                  # the shipped speechlm-none, on its own text
     python benchmarks/quantization.py smollm2-135m --text book.txt --length 512
     python benchmarks/quantization.py runs/better/speechlm --corpus runs/mine --bits 4x4 --clip 1 5
+    python benchmarks/quantization.py --bits 3x16 4x4 --methods round rotation --roundings nearest gptq --clip
 
 A model is a SpeechLM folder or the name of one that ships, or a transformers folder or the name of one that travels in
 a package. A SpeechLM is scored on its textLM task, and with a corpus on speechLM too; any other model on text cut into
@@ -35,7 +36,7 @@ from sparq.language.vocabulary import Vocabulary
 from sparq.making import calibration_batches, language_model, ready_made
 from sparq.quantization import BlockReport, QuantizationConfig, quantize
 from sparq.quantization.calibration import Batch
-from sparq.quantization.config import METHODS
+from sparq.quantization.config import FULL_PRECISION, LEARNT, METHODS, ROUNDINGS
 
 Given = tuple[Any, list[Batch], dict[str, list[Example]]]
 
@@ -80,8 +81,12 @@ def configurations(arguments: argparse.Namespace) -> list[QuantizationConfig]:
     for weight_bits, activation_bits in arguments.bits:
         widths = {"weight_bits": weight_bits, "activation_bits": activation_bits, "epochs": arguments.epochs}
         widths |= {"calibration_sequences": arguments.calibration, "batch_sequences": arguments.batch}
-        made += [QuantizationConfig(method, **widths) for method in arguments.methods]
-        made += [QuantizationConfig("smoothquant", **widths, weight_clip_percent=share) for share in arguments.clip]
+        for method in arguments.methods:
+            rounds = method not in LEARNT and weight_bits < FULL_PRECISION
+            roundings = arguments.roundings if rounds else ["nearest"]
+            made += [QuantizationConfig(method, **widths, rounding=rounding) for rounding in roundings]
+        clips = arguments.clip if weight_bits < FULL_PRECISION else []
+        made += [QuantizationConfig("smoothquant", **widths, weight_clip_percent=share) for share in clips]
     return made
 
 
@@ -100,12 +105,12 @@ def row(
     seconds = time.perf_counter() - start
     found = {name: perplexity(model, examples) for name, examples in scored.items()}
     shown = "  ".join(f"{name} {one.perplexity:.3f} ({one.next_token_accuracy:.1f} %)" for name, one in found.items())
-    bits, method = ("W16A16", "full precision") if config is None else (config.bits, config.method)
-    clipped = f" clip {config.weight_clip_percent:g} %" if config and config.weight_clip_percent else ""
-    print(f"{bits:<8}{method + clipped:<22}{shown}  {seconds:.1f} s", flush=True)
+    bits, method = ("W16A16", "full precision") if config is None else (config.bits, config.name)
+    print(f"{bits:<8}{method:<22}{shown}  {seconds:.1f} s", flush=True)
     return {
         "bits": bits,
-        "method": method,
+        "method": config.method if config else method,
+        "rounding": config.rounding if config else None,
         "weight_clip_percent": config.weight_clip_percent if config else 0,
         "perplexity": {name: round(one.perplexity, 4) for name, one in found.items()},
         "next_token_accuracy_percent": {name: round(one.next_token_accuracy, 3) for name, one in found.items()},
@@ -126,6 +131,8 @@ def main() -> None:
     parser.add_argument("--text", default="sparq:recipes/demo.tsv", help="one text in each line")
     parser.add_argument("--corpus", type=Path, help="for a SpeechLM, in place of the text")
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
+    text = "of the weights, for methods that do not learn"
+    parser.add_argument("--roundings", nargs="+", default=list(ROUNDINGS), choices=ROUNDINGS, help=text)
     parser.add_argument("--bits", nargs="+", type=widths, default=[(8, 8), (4, 4)], help="such as 4x16: weights 4")
     parser.add_argument("--clip", nargs="*", type=float, default=[1.0, 5.0], help="percent, for SmoothQuant besides")
     parser.add_argument("--calibration", type=int, default=128, help="sequences")

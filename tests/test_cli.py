@@ -88,6 +88,7 @@ WRONG = {
         "quantize {corpus} -o out --model {lm} --method omniquant --weight-clip-percent 1", "weight_clip_percent"
     ),
     "quantise by no method": ("quantize {corpus} -o out --model {lm} --method magic", "magic"),
+    "round to no grid": ("quantize {corpus} -o out --model {lm} --rounding up", "rounding: 'up'"),
     "evaluate on a missing folder": ("evaluate nowhere --model {lm}", "nowhere: not a SpARQ corpus"),
     "evaluate nothing": ("evaluate {corpus} --model {lm} --sentences 0", "--sentences"),
     "evaluate an unknown source": ("evaluate {corpus} --model {lm} --source tini", "'tini'"),
@@ -278,6 +279,14 @@ def test_quantize_by_learning(sparq, lm, corpus, tmp_path):
     settings = read_manifest(tmp_path / "small", "speechlm").settings["quantization"]
     assert (settings["method"], settings["epochs"], settings["group_size"]) == ("affinequant", 1, 8)
     assert not (tmp_path / "small" / "learnt").exists()
+
+
+def test_quantize_by_rotation_and_gptq(sparq, lm, corpus, tmp_path):
+    asked = ("quantize", corpus, "-o", "turned", "--model", lm, "--calibration", 4, "--weight-bits", 4, "--seed", 1)
+    code, out, err = sparq(*asked, "--method", "rotation", "--rounding", "gptq")
+    assert (code, out, err) == (0, "turned: rotation-gptq W4A8, simulated\n", "")
+    made = read_manifest(tmp_path / "turned", "speechlm").settings["quantization"]
+    assert (made["method"], made["rounding"], made["seed"]) == ("rotation", "gptq", 1)
 
 
 def test_adapt_with_settings_behind_the_options(sparq, lm, corpus, tmp_path):

@@ -19,9 +19,10 @@ import sparq
 from sparq import pipeline
 from sparq.artifacts import Manifest
 from sparq.attention import AttentionSettings, installed
+from sparq.config import QuantizationRow
 from sparq.errors import UserError
 from sparq.making import Watcher
-from sparq.paper.summary import finish
+from sparq.paper.summary import finish, method_title
 from sparq.pipeline import Run
 from sparq.recipe import load_recipe
 from sparq.speech.audio import load_audio
@@ -154,19 +155,21 @@ def test_baselines_join_the_table(tiny_run, copied):
 
 
 def test_every_quantisation_has_a_name_of_its_own():
-    from sparq.config import QuantizationRow
-    from sparq.paper.summary import method_title
-
-    rows = [
-        QuantizationRow(),
-        QuantizationRow(weight_clip_percent=1),
-        QuantizationRow(method="omniquant", weight_bits=4, activation_bits=4),
-        QuantizationRow(method="round", weight_clip_percent=2.5),
-    ]
-    names = ["max-W8A8", "max-W8A8-clip1", "max-W4A4-omniquant", "max-W8A8-round-clip2.5"]
-    assert [pipeline.model_name("max", row) for row in rows] == names
-    titles = ["SmoothQuant", "SmoothQuant, 1 % clipped", "OmniQuant", "Rounding, 2.5 % clipped"]
-    assert [method_title(row) for row in rows] == titles
+    four = {"weight_bits": 4, "activation_bits": 4}
+    called = {
+        ("max-W8A8", "SmoothQuant"): QuantizationRow(),
+        ("max-W8A8-clip1", "SmoothQuant, 1 % clipped"): QuantizationRow(weight_clip_percent=1),
+        ("max-W8A8-gptq", "SmoothQuant, GPTQ"): QuantizationRow(rounding="gptq"),
+        ("max-W4A4-omniquant", "OmniQuant"): QuantizationRow(method="omniquant", **four),
+        ("max-W4A4-rotation-gptq", "Rotation, GPTQ"): QuantizationRow(method="rotation", rounding="gptq", **four),
+        ("max-W4A4-rotation-gptq-clip1", "Rotation, GPTQ, 1 % clipped"): QuantizationRow(
+            method="rotation", rounding="gptq", weight_clip_percent=1, **four
+        ),
+        ("max-W8A8-round", "Rounding"): QuantizationRow(method="round"),
+        ("max-W8A8-round-clip2.5", "Rounding, 2.5 % clipped"): QuantizationRow(method="round", weight_clip_percent=2.5),
+    }
+    assert [(pipeline.model_name("max", row), method_title(row)) for row in called.values()] == list(called)
+    assert pipeline.model_name("max", None) == "max"
 
 
 def test_the_models_listen_and_speak(tiny_run):

@@ -135,7 +135,7 @@ def test_names_agree_with_the_rooms_that_give_them_meaning():
     from sparq.attention import install, installed
     from sparq.language.tasks import TASKS
     from sparq.paper.figures import LABELS
-    from sparq.quantization.config import METHODS, QuantizationConfig
+    from sparq.quantization.config import METHODS, ROUNDINGS, QuantizationConfig
 
     assert set(config.TASKS) == set(TASKS)
     assert set(config.SINKS) == set(LABELS)
@@ -145,5 +145,6 @@ def test_names_agree_with_the_rooms_that_give_them_meaning():
     }
     assert len(settings) == len(config.SINKS)
     assert config.QUANTIZATION_METHODS == METHODS
+    assert config.QUANTIZATION_ROUNDINGS == ROUNDINGS
     row = config.QuantizationRow(weight_bits=4, activation_bits=4)
     assert QuantizationConfig(**dataclasses.asdict(row)) == QuantizationConfig(weight_bits=4, activation_bits=4)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from sparq import commands
-from sparq.config import SINKS
+from sparq.config import QUANTIZATION_METHODS, QUANTIZATION_ROUNDINGS, SINKS
 from sparq.errors import SparqError
 
 Command = Callable[[argparse.Namespace], None]
@@ -140,7 +140,8 @@ def _add_models(made: Any) -> None:
     command = _add(made, "quantize", commands.quantize, "Quantise a SpeechLM (simulated)", as_json=False)
     command.add_argument("corpus", help="a corpus folder, to calibrate on")
     command.add_argument("-o", "--output", required=True, help="a folder")
-    command.add_argument("--method", default="smoothquant", help="smoothquant, omniquant, affinequant or round")
+    command.add_argument("--method", default="smoothquant", help=", ".join(QUANTIZATION_METHODS))
+    command.add_argument("--rounding", default="nearest", help=f"of the weights: {' or '.join(QUANTIZATION_ROUNDINGS)}")
     command.add_argument("--weight-bits", type=int, default=8)
     command.add_argument("--activation-bits", type=int, default=8)
     command.add_argument("--alpha", type=float, default=0.5)
@@ -149,6 +150,7 @@ def _add_models(made: Any) -> None:
     command.add_argument("--group-size", type=_count, help="inputs that share a scale of the weights; 0 for all")
     command.add_argument("--epochs", type=_positive, default=20, help="of the methods that learn")
     command.add_argument("--batch-sequences", type=_positive, default=1, help="in a step of the methods that learn")
+    command.add_argument("--seed", type=_count, default=0, help="of a rotation")
     _add_model(command)
 
     command = _add(made, "evaluate", commands.evaluate, "Score a SpeechLM on the held-out part of a corpus")

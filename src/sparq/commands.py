@@ -124,15 +124,17 @@ def quantize(given: argparse.Namespace) -> None:
         activation_bits=given.activation_bits,
         alpha=given.alpha,
         calibration_sequences=given.calibration,
+        rounding=given.rounding,
         weight_clip_percent=given.weight_clip_percent,
         group_size=given.group_size,
+        seed=given.seed,
         epochs=given.epochs,
         batch_sequences=given.batch_sequences,
     )
     with Terminal() as terminal:
         watcher = Watcher(note=terminal.note)
         quantize_speechlm(_model_folder(given), Corpus.load(Path(given.corpus)), config, Path(given.output), watcher)
-    print(f"{given.output}: {config.method} {config.bits}, simulated")
+    print(f"{given.output}: {config.name} {config.bits}, simulated")
 
 
 def evaluate(given: argparse.Namespace) -> None:

@@ -227,9 +227,9 @@ class Run:
 
 
 def model_name(sink: str, row: QuantizationRow | None) -> str:
-    """Name the stage of a model: ``max``, ``max-W8A8`` (SmoothQuant), ``max-W8A8-clip1``, ``max-W8A8-round``."""
+    """Name the stage of one: ``max``, ``max-W8A8`` (SmoothQuant), ``max-W8A8-clip1``, ``max-W8A8-rotation-gptq``."""
     if row is None:
         return sink
-    bits = QuantizationConfig(**dataclasses.asdict(row)).bits
-    method = "" if row.method == "smoothquant" else f"-{row.method}"
-    return f"{sink}-{bits}{method}" + (f"-clip{row.weight_clip_percent:g}" if row.weight_clip_percent else "")
+    config = QuantizationConfig(**dataclasses.asdict(row))
+    name = config.name.removeprefix("smoothquant").removeprefix("-")
+    return "-".join([sink, config.bits, *([name] if name else [])])

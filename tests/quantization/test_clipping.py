@@ -91,6 +91,7 @@ def test_clipping_a_little_helps_against_weights_that_stand_out(make_tiny, make_
         ({"weight_clip_percent": -1}, r"quantization\.weight_clip_percent: -1"),
         ({"weight_clip_percent": True}, r"quantization\.weight_clip_percent: True"),
         ({"method": "omniquant", "weight_clip_percent": 1}, r"weight_clip_percent: 1 is not 0, because omniquant"),
+        ({"weight_bits": 16, "weight_clip_percent": 1}, r"weight_clip_percent: 1 is not 0, and there is no grid"),
         ({"group_size": -1}, r"quantization\.group_size: -1"),
         ({"group_size": 1.5}, r"quantization\.group_size: 1\.5"),
         ({"epochs": 0}, r"quantization\.epochs: 0"),

@@ -8,10 +8,10 @@ import itertools
 
 import pytest
 import torch
+from tiny_models import TOLERANCE, logits, plant_outliers
 from torch import nn
 from torch.func import functional_call
 from transformers import AutoModelForCausalLM
-from transformers.pytorch_utils import Conv1D
 
 from sparq.attention import install, load_pretrained
 from sparq.errors import UserError
@@ -25,16 +25,7 @@ from sparq.quantization.reconstruction import _inside, _store, block_state
 from sparq.quantization.simulate import SimulatedLinear, replace_linears
 from sparq.quantization.transforms import InputRange, Matrix, away_from_zero
 
-# The RMS norms and rotary tables of transformers compute in float32 whatever the model's type.
-TOLERANCE = dict.fromkeys(("llama-grouped", "mistral", "qwen2", "qwen3"), 1e-5)
 METHODS = {"omniquant": OmniQuant, "affinequant": AffineQuant}
-
-
-def logits(model, batch, *, train=False):
-    torch.manual_seed(7)  # the same dropout in every model
-    model.train(train)
-    with torch.no_grad():
-        return model(**batch).logits
 
 
 def without_attention_dropout(model):
@@ -250,18 +241,6 @@ def test_the_gradient_reaches_all_that_is_learnt(kind, method, make_tiny, make_b
     assert scores == kind.startswith(("opt", "gpt2"))
 
 
-def plant_outliers(model):
-    """Make a few channels of every norm large and shrink what reads them: the same function, harder activations."""
-    with torch.no_grad():
-        for block in blocks(model):
-            for siblings in block.smoothed:
-                for parameter in siblings.norm.parameters():
-                    parameter[:2] *= 30
-                for name in siblings.linears:
-                    module = model.get_submodule(name)
-                    (module.weight.T if isinstance(module, Conv1D) else module.weight)[:, :2] /= 30
-
-
 LITTLE = {"calibration_sequences": 8, "epochs": 6, "batch_sequences": 2, "group_size": 8}
 
 
@@ -269,7 +248,8 @@ LITTLE = {"calibration_sequences": 8, "epochs": 6, "batch_sequences": 2, "group_
 @pytest.mark.parametrize("name", ["opt-pre-norm", "llama-grouped", "qwen3", "gpt2", "gpt-neox"])
 def test_learning_beats_rounding_against_planted_outliers(name, method, make_tiny, make_batches):
     clean = make_tiny(name)
-    plant_outliers(model := copy.deepcopy(clean))
+    model = copy.deepcopy(clean)
+    plant_outliers(model, 30)
     batch, reports = make_batches(1, size=8, seed=5)[0], []
     error = {}
     for tried in ("round", method):

@@ -23,10 +23,10 @@ import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import Tensor
-from transformers.pytorch_utils import Conv1D
 
 from sparq.adaptation.packed_linear import Grid
 from sparq.config import LoraConfig
+from sparq.quantization.blocks import matrix
 
 ADAPTER = "default"  # PEFT's name of the only adapter
 
@@ -136,7 +136,7 @@ def initialise(model: PeftModel, config: LoraConfig, grid: Grid | None = None) -
 
 def _initialise_layer(layer: Any, config: LoraConfig, grid: Grid | None) -> None:
     linear = layer.get_base_layer()
-    weight = linear.weight.T if isinstance(linear, Conv1D) else linear.weight  # [out, in], a view
+    weight = matrix(linear)
     if config.initialisation == "loftq":
         assert grid is not None, "LoftQ needs the grid that weights are stored on"
         start = loftq(weight, config.rank, grid, config.loftq_iterations)

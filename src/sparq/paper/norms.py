@@ -30,13 +30,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from sparq.errors import UserError
 from sparq.language.generation import GenerationOptions, generate
 from sparq.language.tasks import TASKS, prompt
 from sparq.language.vocabulary import Vocabulary
-from sparq.quantization.blocks import architecture, blocks
+from sparq.quantization.blocks import architecture, blocks, matrix
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,10 +151,9 @@ def _states(model: PreTrainedModel, block: str) -> tuple[str, str]:
 
 def _matrix(model: PreTrainedModel, name: str, part: int) -> Tensor:
     """Give W_Q (part 0) or W_K (part 1) as [out, in], cut out of the matrix that they may share."""
-    linear: Any = model.get_submodule(name)
-    matrix = linear.weight.T if isinstance(linear, Conv1D) else linear.weight
+    whole = matrix(model.get_submodule(name))
     packing = architecture(model).packing
     if packing == "separate":
-        return matrix
+        return whole
     groups = model.config.num_attention_heads if packing == "heads" else 1
-    return matrix.unflatten(0, (groups, 3, -1))[:, part].flatten(0, 1)
+    return whole.unflatten(0, (groups, 3, -1))[:, part].flatten(0, 1)

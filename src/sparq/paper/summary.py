@@ -40,6 +40,7 @@ REPORT = "report.html"
 TABLE = "table.json"
 METHOD_TITLES = {
     "smoothquant": "SmoothQuant",
+    "rotation": "Rotation",
     "omniquant": "OmniQuant",
     "affinequant": "AffineQuant",
     "round": "Rounding",
@@ -121,9 +122,10 @@ def score_rows(results: dict[tuple[str, QuantizationRow | None], dict[str, Any]]
 
 
 def method_title(row: QuantizationRow) -> str:
-    """Call a quantisation as the literature does, such as "SmoothQuant, 1 % clipped"."""
+    """Call a quantisation as the literature does, such as "SmoothQuant, 1 % clipped" or "Rotation, GPTQ"."""
+    rounding = "" if row.rounding == "nearest" else f", {row.rounding.upper()}"
     clipped = f", {row.weight_clip_percent:g} % clipped" if row.weight_clip_percent else ""
-    return METHOD_TITLES[row.method] + clipped
+    return METHOD_TITLES[row.method] + rounding + clipped
 
 
 def recording_path(config: RecordingConfig) -> Path:

@@ -30,6 +30,7 @@ class Architecture:
 
     Attributes:
         layers: the list of blocks, from the model down.
+        embeddings: the embeddings whose sum enters the first block, from the model down.
         final_norm: the norm after the last block, from the model down.
         attention_norm: the norm of the attention half: before it, or after it in a post-norm model.
         states: linears that make queries, keys and values.
@@ -46,6 +47,7 @@ class Architecture:
     """
 
     layers: str
+    embeddings: tuple[str, ...]
     final_norm: str
     attention_norm: str
     states: tuple[str, ...]
@@ -60,6 +62,7 @@ class Architecture:
 
 _LLAMA = Architecture(
     layers="model.layers",
+    embeddings=("model.embed_tokens",),
     final_norm="model.norm",
     attention_norm="input_layernorm",
     states=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
@@ -73,6 +76,7 @@ ARCHITECTURES = {
     # OPT-350m is the post-norm one (do_layer_norm_before=False), and has no final norm.
     "opt": Architecture(
         layers="model.decoder.layers",
+        embeddings=("model.decoder.embed_tokens", "model.decoder.embed_positions"),
         final_norm="model.decoder.final_layer_norm",
         attention_norm="self_attn_layer_norm",
         states=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
@@ -86,6 +90,7 @@ ARCHITECTURES = {
     **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3"), _LLAMA),
     "gpt2": Architecture(
         layers="transformer.h",
+        embeddings=("transformer.wte", "transformer.wpe"),
         final_norm="transformer.ln_f",
         attention_norm="ln_1",
         states=("attn.c_attn",),
@@ -98,6 +103,7 @@ ARCHITECTURES = {
     ),
     "gpt_neox": Architecture(
         layers="gpt_neox.layers",
+        embeddings=("gpt_neox.embed_in",),
         final_norm="gpt_neox.final_layer_norm",
         attention_norm="input_layernorm",
         states=("attention.query_key_value",),
@@ -153,10 +159,12 @@ class Attention:
     shiftable: bool
 
     def split(self, rows: Sequence[Tensor]) -> list[Tensor]:
-        """Rows of the linears (in the order of ``linears``, each [out, ...]) → those of q, k, v [heads, width, ...]."""
+        """Rows of the linears (in the order of ``linears``, each [out, ...]) → those of q, k, v [heads, width, ...].
+
+        They are views: all heads lie in one group, or each in a group of its own.
+        """
         if len(rows) == 1:
-            parts = rows[0].unflatten(0, (self.groups, 3, -1)).unbind(1)
-            rows = [part.flatten(0, 1) for part in parts]
+            return [part.flatten(0, 1) for part in rows[0].unflatten(0, (self.groups, 3, -1, self.width)).unbind(1)]
         return [one.unflatten(0, (-1, self.width)) for one in rows]
 
     def join(self, states: Sequence[Tensor]) -> list[Tensor]:
@@ -174,6 +182,7 @@ class Block:
     Attributes:
         name: its name, from the model down.
         smoothed: the linears that read a norm (q, k, v; the MLP's inputs).
+        mlp_output: the name of the linear that leaves the MLP.
         linears: the names of all its linears, in the order of data.
         states: for each linear that makes queries, keys or values, how its output is laid out: (groups, parts), the
             output being [groups, parts, width]; each part of a token is one vector.
@@ -182,6 +191,7 @@ class Block:
 
     name: str
     smoothed: tuple[Siblings, Siblings]
+    mlp_output: str
     linears: tuple[str, ...]
     states: dict[str, tuple[int, int]]
     attention: Attention
@@ -232,12 +242,19 @@ def blocks(model: PreTrainedModel) -> list[Block]:
                     _siblings(model, row, full(*row.states), f"{name}.{row.attention_norm}", shared=gated),
                     _siblings(model, row, full(*row.mlp_inputs), f"{name}.{row.mlp_norm}"),
                 ),
+                mlp_output=f"{name}.{row.mlp_output}",
                 linears=linears,
                 states=dict.fromkeys(full(*row.states), parts),
                 attention=_attention(model, row, full(*row.states), f"{name}.{row.attention_output}"),
             )
         )
     return found
+
+
+def matrix(linear: Any) -> Tensor:
+    """View the weight of a linear as [out, in]; GPT-2's ``Conv1D`` holds it the other way round."""
+    weight: Tensor = linear.weight
+    return weight.T if isinstance(linear, Conv1D) else weight
 
 
 def _siblings(

@@ -88,22 +88,19 @@ def calibration_steps(
         logger.warning("calibration: only %d sequences of the %d asked for", seen, sequences)
 
 
-def input_ranges(
-    model: PreTrainedModel, names: Sequence[str], batches: Iterable[Batch], sequences: int
-) -> dict[str, Tensor]:
+def input_ranges(model: PreTrainedModel, names: Sequence[str], batches: Iterable[Batch]) -> dict[str, Tensor]:
     """Largest magnitude of each input channel of some modules; padding does not count.
 
     Args:
         model: the language model; it runs in evaluation mode.
         names: modules whose input is watched.
-        batches: see `model_inputs`.
-        sequences: how many sequences to look at; batches beyond them are not taken.
+        batches: inputs of forward passes, as `calibration_steps` gives them.
 
     Returns:
         For each name a vector [channels].
 
     Raises:
-        UserError: there is not one sequence, or an activation is not finite.
+        UserError: an activation is not finite.
     """
     ranges: dict[str, Tensor] = {}
     mask = torch.empty(0, dtype=torch.bool)
@@ -119,7 +116,7 @@ def input_ranges(
     handles = [watch(name) for name in names]
     try:
         with evaluating(model):
-            for inputs in calibration_steps(model, batches, sequences):
+            for inputs in batches:
                 mask = inputs["attention_mask"].flatten().bool()
                 model(**inputs, use_cache=False)
     finally:

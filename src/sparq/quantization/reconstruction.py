@@ -11,18 +11,19 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+import operator
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from sparq.errors import UserError
 from sparq.quantization.blocks import Block, blocks
+from sparq.quantization.blockwise import Passage, passages
 from sparq.quantization.calibration import Batch, calibration_steps, evaluating
 from sparq.quantization.config import FULL_PRECISION, QuantizationConfig
 from sparq.quantization.finished import FinishedBlocks
@@ -55,35 +56,20 @@ Report = Callable[[BlockReport], None]
 
 @dataclasses.dataclass
 class Step:
-    """The sequences of one step of the learning, on their way through the blocks.
+    """The sequences of one step of the learning, twice on their way through the blocks.
 
     Attributes:
-        mask: which tokens are real [batch, length].
-        wanted: hidden states in full precision [batch, length, channels].
-        given: the same after the quantised blocks.
-        arguments: what each block is called with besides, by its name.
+        wanted: in full precision.
+        given: through the quantised blocks.
     """
 
-    mask: Tensor
-    wanted: Tensor
-    given: Tensor
-    arguments: dict[str, tuple[tuple[Any, ...], dict[str, Any]]]
-
-    def run(
-        self, layer: nn.Module, block: Block, hidden: Tensor, tensors: Mapping[str, Tensor] | None = None
-    ) -> Tensor:
-        """Call a block, with other tensors in place of its own if they are given."""
-        arguments, keywords = self.arguments[block.name]
-        inputs = (hidden, *arguments)
-        if tensors is None:
-            output = layer(*inputs, **keywords)
-        else:
-            output = functional_call(layer, dict(tensors), inputs, keywords)
-        return output[0] if isinstance(output, tuple) else output
+    wanted: Passage
+    given: Passage
 
     def error(self, layer: nn.Module, block: Block, tensors: Mapping[str, Tensor]) -> Tensor:
-        """Mean squared error of a block's output over the real tokens; ``wanted`` is what it should have given."""
-        return (self.run(layer, block, self.given, tensors) - self.wanted)[self.mask].square().mean()
+        """Mean squared error of a block's output over the real tokens; ``wanted`` is behind the block already."""
+        given = self.given.output(layer, block, tensors)
+        return (given - self.wanted.hidden)[self.wanted.mask].square().mean()
 
 
 def reconstruct(
@@ -112,8 +98,9 @@ def reconstruct(
         raise UserError(f"dtype: {model.dtype} (expected float32 for {config.method}, which learns)")
     found = blocks(model)
     with evaluating(model):
-        steps = _first_steps(model, found, calibration, config)
-        inputs = [step.given[step.mask] for step in steps]
+        batches = calibration_steps(model, calibration, config.calibration_sequences, config.batch_sequences)
+        steps = [Step(passage, dataclasses.replace(passage)) for passage in passages(model, found, batches)]
+        inputs = [step.given.hidden[step.given.mask] for step in steps]
         finished = None if folder is None else FinishedBlocks(folder, model, config, inputs)
         for index, block in enumerate(found):
             layer = model.get_submodule(block.name)
@@ -131,7 +118,7 @@ def reconstruct(
                 tensors, errors = done
             _store(layer, tensors)
             for step in steps:
-                step.given = step.run(layer, block, step.given)
+                step.given.advance(layer, block)
             report(BlockReport(index + 1, len(found), *errors))
 
 
@@ -177,36 +164,6 @@ def _store(layer: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         getattr(layer.get_submodule(module), key).copy_(tensor)
 
 
-def _first_steps(
-    model: PreTrainedModel, found: list[Block], calibration: Iterable[Batch], config: QuantizationConfig
-) -> list[Step]:
-    """Run the model as it is, to see what its first block reads and what every block is called with."""
-    hidden: list[Tensor] = []
-    arguments: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {}
-
-    def watch(block: Block) -> Any:
-        def hook(_module: nn.Module, given: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-            state, *rest = given
-            if not bool(state.isfinite().all()):
-                raise UserError(f"calibration: the input of {block.name} is not finite")
-            hidden.append(state)
-            arguments[block.name] = tuple(rest), keywords
-
-        return model.get_submodule(block.name).register_forward_pre_hook(hook, with_kwargs=True)
-
-    steps = []
-    handles = [watch(block) for block in found]
-    try:
-        for inputs in calibration_steps(model, calibration, config.calibration_sequences, config.batch_sequences):
-            hidden.clear()
-            model.base_model(**inputs, use_cache=False)
-            steps.append(Step(inputs["attention_mask"].bool(), hidden[0], hidden[0], dict(arguments)))
-    finally:
-        for handle in handles:
-            handle.remove()
-    return steps
-
-
 def _to_targets(layer: nn.Module, block: Block, model: PreTrainedModel, steps: list[Step]) -> dict[str, InputRange]:
     """Move the full-precision states through a block that is not quantised yet; give the ranges of what it read."""
     ranges: dict[str, InputRange] = {}
@@ -229,8 +186,8 @@ def _to_targets(layer: nn.Module, block: Block, model: PreTrainedModel, steps: l
     handles = [watch(name) for name in names]
     try:
         for step in steps:
-            mask = step.mask.flatten()
-            step.wanted = step.run(layer, block, step.wanted)
+            mask = step.wanted.mask.flatten()
+            step.wanted.advance(layer, block)
     finally:
         for handle in handles:
             handle.remove()
@@ -248,8 +205,9 @@ def _learn(
         return fixed | _inside(layer, block, learnt(state))
 
     def error() -> float:
-        now, tokens = tensors(), sum(int(step.mask.sum()) for step in steps)
-        return sum(float(step.error(layer, block, now)) * int(step.mask.sum()) for step in steps) / tokens
+        now, tokens = tensors(), [int(step.wanted.mask.sum()) for step in steps]
+        errors = [float(step.error(layer, block, now)) for step in steps]
+        return sum(map(operator.mul, errors, tokens)) / sum(tokens)
 
     before = error()
     if config.weight_bits == config.activation_bits == FULL_PRECISION:
