@@ -34,7 +34,7 @@ from sparq.adaptation.training import HISTORY, Training, adapt, last_checkpoint
 from sparq.artifacts import new_folder, require_match
 from sparq.assets import shipped
 from sparq.attention import install
-from sparq.config import SINKS, AdaptationConfig
+from sparq.config import SINKS, AdaptationConfig, AttentionConfig
 from sparq.corpus.corpus import Corpus
 from sparq.errors import SparqError
 from sparq.evaluation.scoring import live_measure
@@ -127,7 +127,8 @@ def settings_of(given: argparse.Namespace, folder: Path) -> AdaptationConfig:
 def train(given: argparse.Namespace, corpus: Corpus, vocabulary: Vocabulary, model: Path, folder: Path) -> Training:
     """Train for the minutes of this call. Checkpoints stay, which is why this is not ``making.adapt_model``."""
     config = settings_of(given, folder)
-    network = install(pretrained_model(model, vocabulary, config.seed), given.sink)
+    network = pretrained_model(model, vocabulary, config.seed)
+    install(network, **AttentionConfig().arguments(given.sink))
     stream = example_stream(network, corpus, vocabulary, config)
     held_out = corpus.utterances("held_out")
     began = time.monotonic()

@@ -21,7 +21,7 @@ from sparq.speech.audio import load_audio, save_audio
 
 COMMANDS = [
     "demo", "run", "adapt", "quantize", "evaluate", "outliers", "transcribe", "speak", "continue", "corpus", "units",
-    "vocoder", "export", "assets",
+    "vocoder", "export", "assets", "paper",
 ]  # fmt: skip
 
 
@@ -86,7 +86,11 @@ WRONG = {
     "adapt into a folder of others": ("adapt {corpus} -o mine --model {lm} steps=1", "mine: is in the way"),
     "quantise into a folder of others": ("quantize {corpus} -o mine --model {lm}", "mine: is in the way"),
     "quantise to no width": ("quantize {corpus} -o out --model {lm} --weight-bits 1", "weight_bits"),
+    "quantise, learn and clip": (
+        "quantize {corpus} -o out --model {lm} --method omniquant --weight-clip-percent 1", "weight_clip_percent"
+    ),
     "quantise by no method": ("quantize {corpus} -o out --model {lm} --method magic", "magic"),
+    "round to no grid": ("quantize {corpus} -o out --model {lm} --rounding up", "rounding: 'up'"),
     "evaluate on a missing folder": ("evaluate nowhere --model {lm}", "nowhere: not a SpARQ corpus"),
     "evaluate nothing": ("evaluate {corpus} --model {lm} --sentences 0", "--sentences"),
     "evaluate an unknown source": ("evaluate {corpus} --model {lm} --source tini", "'tini'"),
@@ -283,6 +287,25 @@ def test_quantize(sparq, tiny_run, lm, corpus, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["small"]
 
 
+def test_quantize_by_learning(sparq, lm, corpus, tmp_path):
+    widths = ("--weight-bits", 4, "--activation-bits", 4)
+    asked = ("--method", "affinequant", *widths, "--calibration", 4, "--epochs", 1, "--group-size", 8)
+    code, out, err = sparq("quantize", corpus, "-o", "small", "--model", lm, *asked)
+    assert (code, out) == (0, "small: affinequant W4A4, simulated\n")
+    assert "block 1 of 1: error" in err
+    settings = read_manifest(tmp_path / "small", "speechlm").settings["quantization"]
+    assert (settings["method"], settings["epochs"], settings["group_size"]) == ("affinequant", 1, 8)
+    assert not (tmp_path / "small" / "learnt").exists()
+
+
+def test_quantize_by_rotation_and_gptq(sparq, lm, corpus, tmp_path):
+    asked = ("quantize", corpus, "-o", "turned", "--model", lm, "--calibration", 4, "--weight-bits", 4, "--seed", 1)
+    code, out, err = sparq(*asked, "--method", "rotation", "--rounding", "gptq")
+    assert (code, out, err) == (0, "turned: rotation-gptq W4A8, simulated\n", "")
+    made = read_manifest(tmp_path / "turned", "speechlm").settings["quantization"]
+    assert (made["method"], made["rounding"], made["seed"]) == ("rotation", "gptq", 1)
+
+
 def test_adapt_with_settings_behind_the_options(sparq, lm, corpus, tmp_path):
     settings = ["method=lora", "lora.rank=2", "steps=2", "batch_bins=600", "warmup_steps=1", "log_every=1"]
     code, out, _ = sparq("adapt", corpus, "-o", "more", "--model", lm, "--sink", "zero", *settings)
@@ -326,3 +349,21 @@ def test_vocoder(sparq, corpus, tmp_path, monkeypatch):
     assert (code, out) == (0, "voice\n")
     assert read_manifest(tmp_path / "voice", "vocoder").kind == "vocoder"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["voice"]
+
+
+def test_paper_theory(sparq, tiny_run, lm):
+    asked = ("paper", "theory", "--model", lm, "--length", 24, "--sequences", 1)
+    other = tiny_run.folder / "none" / "speechlm"
+    code, out, err = sparq(*asked, "--before", other, "--json")
+    assert (code, err) == (0, "")
+    told = json.loads(out)
+    assert told["theorem"]["sufficient"] == 4
+    assert told["proposition"]["length"] == 24
+    (layer,) = told["proposition"]["layers"]
+    assert min(layer["keys"], layer["queries"], layer["adapters"]) > 0
+    code, out, err = sparq(*asked)
+    assert (code, err) == (0, "")
+    assert out.startswith("Theorem C.1, random models: gaps 7, 7, 7, sufficient rank 4\n")
+    assert "Proposition C.1, 2 sequences of 24 pieces: √(ln L) = 1.78" in out
+    assert f"{layer['keys']:.2f}" in out
+    assert sparq(*asked[:4], "--length", 9999)[0] == 2

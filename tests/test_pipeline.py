@@ -18,10 +18,11 @@ import pytest
 import sparq
 from sparq import pipeline
 from sparq.artifacts import Manifest
-from sparq.attention import installed
+from sparq.attention import AttentionSettings, installed
+from sparq.config import QuantizationRow
 from sparq.errors import UserError
 from sparq.making import Watcher
-from sparq.paper.summary import finish
+from sparq.paper.summary import finish, method_title
 from sparq.pipeline import Run
 from sparq.recipe import load_recipe
 from sparq.speech.audio import load_audio
@@ -129,6 +130,46 @@ def test_another_quantisation_is_built_beside_what_stays(tiny_run, copied):
     assert set(events["started"]) == made
     assert (copied / "max" / "stage.json").read_bytes() == before
     assert (copied / "max-W8A8").is_dir()
+
+
+def test_baselines_join_the_table(tiny_run, copied):
+    """Clipped softmax and gated attention, trained beside adapters."""
+    settings = [
+        f"output={copied}", "attention.sinks=[clipped, gated]", "attention.gating.opening=0.5",
+        "adaptation.method=lora", "adaptation.lora.rank=2", "evaluation.sentences=1", "evaluation.max_pieces=4",
+        "evaluation.spoken=[]", "evaluation.recordings=[]",
+    ]  # fmt: skip
+    rows, report = finish(load_recipe(tiny_run.recipe, settings), Watcher(), quiet=True)
+    assert [(row["sink"], row["bits"]) for row in rows] == [
+        (sink, bits) for sink in ("clipped", "gated") for bits in ("W16A16", "W8A8")
+    ]
+    assert {"clipped softmax", "gated attention"} <= set(
+        re.findall(r"[a-z]+ (?:softmax|attention)", report.read_text())
+    )
+    for bits in ("", "-W8A8"):
+        clipped, gated = (sparq.load(copied / f"{sink}{bits}" / "speechlm").model for sink in ("clipped", "gated"))
+        assert installed(clipped) == AttentionSettings("clipped", "plain", gamma=-12 / 512)
+        assert installed(gated) == AttentionSettings("none", gate="per_token", gate_opening=0.5)
+        bias = gated.model.layers[0].self_attn.head_gate.bias
+        assert bias.abs().min() > 0, "logit(1/2) is zero, from where training moved it"
+
+
+def test_every_quantisation_has_a_name_of_its_own():
+    four = {"weight_bits": 4, "activation_bits": 4}
+    called = {
+        ("max-W8A8", "SmoothQuant"): QuantizationRow(),
+        ("max-W8A8-clip1", "SmoothQuant, 1 % clipped"): QuantizationRow(weight_clip_percent=1),
+        ("max-W8A8-gptq", "SmoothQuant, GPTQ"): QuantizationRow(rounding="gptq"),
+        ("max-W4A4-omniquant", "OmniQuant"): QuantizationRow(method="omniquant", **four),
+        ("max-W4A4-rotation-gptq", "Rotation, GPTQ"): QuantizationRow(method="rotation", rounding="gptq", **four),
+        ("max-W4A4-rotation-gptq-clip1", "Rotation, GPTQ, 1 % clipped"): QuantizationRow(
+            method="rotation", rounding="gptq", weight_clip_percent=1, **four
+        ),
+        ("max-W8A8-round", "Rounding"): QuantizationRow(method="round"),
+        ("max-W8A8-round-clip2.5", "Rounding, 2.5 % clipped"): QuantizationRow(method="round", weight_clip_percent=2.5),
+    }
+    assert [(pipeline.model_name("max", row), method_title(row)) for row in called.values()] == list(called)
+    assert pipeline.model_name("max", None) == "max"
 
 
 def test_the_models_listen_and_speak(tiny_run):

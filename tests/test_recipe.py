@@ -117,11 +117,34 @@ def test_weights_of_a_variant():
     assert config.ModelConfig().weights("max") is None
 
 
+def test_what_a_variant_is_installed_with():
+    attention = config.AttentionConfig(sinks=config.SINKS, implementation="plain", detach=True)
+    plain = {"implementation": "plain", "detach": False}
+    assert attention.arguments("zero") == {"sink": "zero", **plain}
+    assert attention.arguments("mean") == {"sink": "mean", **plain, "detach": True}
+    fused = config.AttentionConfig(clipping=config.ClippingConfig(gamma=-0.02), gating=config.GatingConfig(opening=0.5))
+    assert attention.arguments("clipped") == {"sink": "clipped", "implementation": "plain", "alpha": 12, "zeta": 1}
+    assert fused.arguments("clipped") == {"sink": "clipped", "implementation": "plain", "gamma": -0.02, "zeta": 1}
+    gate = {"gate": "per_token", "gate_opening": 0.5, "gate_pretrained": True}
+    assert fused.arguments("gated") == {"sink": "none", "implementation": "fused", **gate}
+
+
 def test_names_agree_with_the_rooms_that_give_them_meaning():
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from sparq.attention import install, installed
     from sparq.language.tasks import TASKS
-    from sparq.quantization.config import METHODS, QuantizationConfig
+    from sparq.paper.figures import LABELS
+    from sparq.quantization.config import METHODS, ROUNDINGS, QuantizationConfig
 
     assert set(config.TASKS) == set(TASKS)
+    assert set(config.SINKS) == set(LABELS)
+    tiny = LlamaConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, vocab_size=9)
+    settings = {
+        installed(install(LlamaForCausalLM(tiny), **config.AttentionConfig().arguments(sink))) for sink in config.SINKS
+    }
+    assert len(settings) == len(config.SINKS)
     assert config.QUANTIZATION_METHODS == METHODS
+    assert config.QUANTIZATION_ROUNDINGS == ROUNDINGS
     row = config.QuantizationRow(weight_bits=4, activation_bits=4)
     assert QuantizationConfig(**dataclasses.asdict(row)) == QuantizationConfig(weight_bits=4, activation_bits=4)

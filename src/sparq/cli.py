@@ -7,12 +7,14 @@ standard error.
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from sparq import commands
+from sparq.config import QUANTIZATION_METHODS, QUANTIZATION_ROUNDINGS, SINKS
 from sparq.errors import SparqError
 
 Command = Callable[[argparse.Namespace], None]
@@ -66,6 +68,8 @@ def _quiet_libraries() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # PEFT imports it wherever it is installed; it then complains about a kernel that could not be fetched from a hub.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def _positive(text: str) -> int:
@@ -88,6 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_models(made)
     _add_uses(made)
     _add_data(made)
+    _add_paper(made)
     return parser
 
 
@@ -128,18 +133,24 @@ def _add_models(made: Any) -> None:
     command = _add(made, "adapt", commands.adapt, "Adapt a SpeechLM further, to a corpus")
     command.add_argument("corpus", help="a corpus folder")
     command.add_argument("-o", "--output", required=True, help="a folder; the model is in its folder speechlm")
-    command.add_argument("--sink", choices=("none", "zero", "max", "mean", "learned"), help="default: the model's own")
+    command.add_argument("--sink", choices=SINKS, help="default: the model's own")
     _add_model(command)
     _add_settings(command, "the adaptation, such as method=lora steps=200")
 
     command = _add(made, "quantize", commands.quantize, "Quantise a SpeechLM (simulated)", as_json=False)
     command.add_argument("corpus", help="a corpus folder, to calibrate on")
     command.add_argument("-o", "--output", required=True, help="a folder")
-    command.add_argument("--method", default="smoothquant", help="smoothquant or round")
+    command.add_argument("--method", default="smoothquant", help=", ".join(QUANTIZATION_METHODS))
+    command.add_argument("--rounding", default="nearest", help=f"of the weights: {' or '.join(QUANTIZATION_ROUNDINGS)}")
     command.add_argument("--weight-bits", type=int, default=8)
     command.add_argument("--activation-bits", type=int, default=8)
     command.add_argument("--alpha", type=float, default=0.5)
     command.add_argument("--calibration", type=_positive, default=256, help="sequences")
+    command.add_argument("--weight-clip-percent", type=float, default=0.0, help="of the tail of the weights, cut off")
+    command.add_argument("--group-size", type=_count, help="inputs that share a scale of the weights; 0 for all")
+    command.add_argument("--epochs", type=_positive, default=20, help="of the methods that learn")
+    command.add_argument("--batch-sequences", type=_positive, default=1, help="in a step of the methods that learn")
+    command.add_argument("--seed", type=_count, default=0, help="of a rotation")
     _add_model(command)
 
     command = _add(made, "evaluate", commands.evaluate, "Score a SpeechLM on the held-out part of a corpus")
@@ -209,6 +220,19 @@ def _add_data(made: Any) -> None:
     command.add_argument("--lean", action="store_true", help="without the parts that ship with SpARQ")
 
     _add(made, "assets", commands.assets, "List the models that travel in packages and those that ship")
+
+
+def _add_paper(made: Any) -> None:
+    text = "What the paper says, beside what is measured"
+    command = made.add_parser("paper", help=text, description=text)
+    parts = command.add_subparsers(required=True, dest="part", metavar="PART")
+    text = "Theorem C.1 at work on random models, and the norms of proposition C.1 in a SpeechLM"
+    theory = _add(parts, "theory", commands.paper_theory, text)
+    theory.add_argument("--before", help="the SpeechLM before it was adapted, for the norms of what changed")
+    theory.add_argument("--length", type=_positive, default=256, help="pieces in a sequence (default 256)")
+    theory.add_argument("--sequences", type=_positive, default=4, help="that the model writes, of text and of speech")
+    theory.add_argument("--seed", type=_count, default=0, help="of the models, and of what the SpeechLM writes")
+    _add_model(theory)
 
 
 if __name__ == "__main__":

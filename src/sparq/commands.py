@@ -89,9 +89,10 @@ def run(given: argparse.Namespace) -> None:
 
 def adapt(given: argparse.Namespace) -> None:
     """Adapt a SpeechLM further."""
+    from sparq.adaptation.training import MEMORY
     from sparq.config import AdaptationConfig
     from sparq.corpus.corpus import Corpus
-    from sparq.making import SPEECHLM, Watcher, adapt_speechlm
+    from sparq.making import SPEECHLM, TRAINING, Watcher, adapt_speechlm
     from sparq.progress import Terminal
 
     ended = any(text.partition("=")[0] in ("steps", "epochs", "minutes") for text in given.settings)
@@ -104,12 +105,17 @@ def adapt(given: argparse.Namespace) -> None:
         _print_json(history)
     else:
         print(f"{output / SPEECHLM}: {history[-1]['step']} steps")
+        packed = output / TRAINING / MEMORY
+        if packed.is_file():
+            memory = json.loads(packed.read_text(encoding="utf-8"))
+            print(f"frozen weights: {memory['after'] / 1e6:.1f} MB in place of {memory['before'] / 1e6:.1f} MB")
 
 
 def quantize(given: argparse.Namespace) -> None:
     """Quantise a SpeechLM."""
     from sparq.corpus.corpus import Corpus
-    from sparq.making import quantize_speechlm
+    from sparq.making import Watcher, quantize_speechlm
+    from sparq.progress import Terminal
     from sparq.quantization import QuantizationConfig
 
     config = QuantizationConfig(
@@ -118,9 +124,17 @@ def quantize(given: argparse.Namespace) -> None:
         activation_bits=given.activation_bits,
         alpha=given.alpha,
         calibration_sequences=given.calibration,
+        rounding=given.rounding,
+        weight_clip_percent=given.weight_clip_percent,
+        group_size=given.group_size,
+        seed=given.seed,
+        epochs=given.epochs,
+        batch_sequences=given.batch_sequences,
     )
-    quantize_speechlm(_model_folder(given), Corpus.load(Path(given.corpus)), config, Path(given.output))
-    print(f"{given.output}: {config.method} {config.bits}, simulated")
+    with Terminal() as terminal:
+        watcher = Watcher(note=terminal.note)
+        quantize_speechlm(_model_folder(given), Corpus.load(Path(given.corpus)), config, Path(given.output), watcher)
+    print(f"{given.output}: {config.name} {config.bits}, simulated")
 
 
 def evaluate(given: argparse.Namespace) -> None:
@@ -269,3 +283,31 @@ def assets(given: argparse.Namespace) -> None:
         return
     for asset in found:
         print(f"{asset['kind']:10}{asset['name']:28}{asset['path'] or asset['missing']}")
+
+
+def paper_theory(given: argparse.Namespace) -> None:
+    """Show appendix C: the theorem at work, and the norms of a SpeechLM."""
+    import sparq
+    from sparq.paper.demonstration import demonstrate
+    from sparq.paper.norms import adaptation_norms, bound, own_sequences
+
+    lm = _load(given)
+    before = sparq.load(given.before).model if given.before else None
+    sequences = own_sequences(lm.model, lm.vocabulary, given.length, given.sequences, given.seed)
+    layers = adaptation_norms(lm.model, sequences, before)
+    shown = demonstrate(seed=given.seed)
+    if given.json:
+        norms = {"length": given.length, "bound": bound(given.length), "layers": [*map(dataclasses.asdict, layers)]}
+        _print_json({"theorem": dataclasses.asdict(shown), "proposition": norms})
+        return
+    print(f"Theorem C.1, random models: gaps {', '.join(map(str, shown.gaps))}, sufficient rank {shown.sufficient}")
+    print(f"{'rank of the adapters':28}{'largest difference to the target':>34}")
+    for rank, deviation in shown.deviations.items():
+        print(f"{rank:<28}{deviation:34.1e}")
+    print(
+        f"\nProposition C.1, {len(sequences)} sequences of {given.length} pieces: √(ln L) = {bound(given.length):.2f}"
+    )
+    print(f"{'largest magnitudes':28}{'keys':>10}{'queries':>10}{'adapters':>10}")
+    for layer in layers:
+        adapters = "" if layer.adapters is None else f"{layer.adapters:.2f}"
+        print(f"{layer.layer:28}{layer.keys:10.2f}{layer.queries:10.2f}{adapters:>10}")

@@ -8,14 +8,17 @@ folder (for encoders and language models also the name of a model on a hub); wit
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from sparq.errors import UserError
 from sparq.schema import key
 
-SINKS = ("none", "zero", "max", "mean", "learned")
+SINKS = ("none", "zero", "max", "mean", "learned", "clipped", "gated")
 TASKS = ("textlm", "speechlm", "asr", "tts")
 LORA_TARGETS = ("q", "k", "v", "o", "mlp")
-QUANTIZATION_METHODS = ("smoothquant", "round")
+INITIALISATIONS = ("default", "pissa", "milora", "loftq")
+QUANTIZATION_METHODS = ("smoothquant", "rotation", "omniquant", "affinequant", "round")
+QUANTIZATION_ROUNDINGS = ("nearest", "gptq")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,22 +171,68 @@ class ModelConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ClippingConfig:
+    """The clipped softmax, clip((ζ − γ)·softmax + γ, 0, 1) (Bondarenko et al. 2023; paper, G.1).
+
+    Attributes:
+        gamma: γ; null takes −alpha / the longest sequence that the model has positions for.
+        alpha: sets γ where ``gamma`` is null.
+        zeta: ζ.
+    """
+
+    gamma: float | None = key(None, maximum=0)
+    alpha: float = key(12.0, minimum=0)
+    zeta: float = key(1.0, minimum=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GatingConfig:
+    """Gated attention, a gate for every head and token (Bondarenko et al. 2023; paper, G.1).
+
+    Attributes:
+        opening: π, the share that an untrained gate lets through.
+        pretrained: whether gates are multiplied by 1/π, so that a pretrained model starts as what it was; false is
+            for a model from nothing.
+    """
+
+    opening: float = key(0.25, above=0, maximum=0.99)
+    pretrained: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
 class AttentionConfig:
     """The attention variants that are compared; each is adapted, quantised and evaluated.
 
     Attributes:
-        sinks: "none" (vanilla), "zero" (softmax_1), "max" (the paper's max-shift), "mean", "learned".
-        implementation: "fused" kernels or the "plain" definitions.
+        sinks: "none" (vanilla), "zero" (softmax_1), "max" (the paper's max-shift), "mean", "learned"; and the paper's
+            baselines "clipped" (clipped softmax) and "gated" (vanilla with gates).
+        implementation: "fused" kernels or the "plain" definitions; clipped softmax is always plain.
         detach: leave the sink's own gradient out.
+        clipping: of the variant "clipped".
+        gating: of the variant "gated".
     """
 
     sinks: tuple[str, ...] = key(("none", "max", "zero"), choices=SINKS)
     implementation: str = key("fused", choices=("fused", "plain"))
     detach: bool = False
+    clipping: ClippingConfig = ClippingConfig()
+    gating: GatingConfig = GatingConfig()
 
     def __post_init__(self) -> None:
         if not self.sinks or len(set(self.sinks)) < len(self.sinks):
             raise UserError(f"sinks: {list(self.sinks)} (expected at least one, each once)")
+
+    def arguments(self, sink: str) -> dict[str, Any]:
+        """Give what :func:`sparq.attention.install` is called with for one of ``SINKS``."""
+        if sink == "clipped":
+            gamma, alpha = self.clipping.gamma, self.clipping.alpha
+            chosen = {"alpha": alpha} if gamma is None else {"gamma": gamma}
+            return {"sink": "clipped", "implementation": "plain", **chosen, "zeta": self.clipping.zeta}
+        if sink == "gated":
+            gate = {"gate_opening": self.gating.opening, "gate_pretrained": self.gating.pretrained}
+            return {"sink": "none", "implementation": self.implementation, "gate": "per_token", **gate}
+        detach = self.detach and sink in {"max", "mean"}
+        return {"sink": sink, "implementation": self.implementation, "detach": detach}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,12 +244,31 @@ class LoraConfig:
         alpha: the adapters are scaled by alpha / rank.
         dropout: before each adapter.
         targets: which linears get one.
+        initialisation: where they start: "default" (as nothing), "pissa", "milora", or "loftq" (of method "qlora").
+        loftq_iterations: how often LoftQ alternates.
     """
 
     rank: int = key(256, minimum=1)
     alpha: float = key(256.0, above=0)
     dropout: float = key(0.05, minimum=0, maximum=0.9)
     targets: tuple[str, ...] = key(LORA_TARGETS, choices=LORA_TARGETS)
+    initialisation: str = key("default", choices=INITIALISATIONS)
+    loftq_iterations: int = key(5, minimum=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class QloraConfig:
+    """The frozen base under the adapters of method "qlora" (paper, tables 2 and 10).
+
+    Attributes:
+        bits: 4 (NF4) or 8 (LLM.int8).
+    """
+
+    bits: int = 4
+
+    def __post_init__(self) -> None:
+        if self.bits not in (4, 8):
+            raise UserError(f"bits: {self.bits} (expected 4 or 8)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,8 +302,10 @@ class AdaptationConfig:
     """How the language model learns the four tasks (paper, E.1); it ends at the first of steps, epochs, minutes.
 
     Attributes:
-        method: "full" trains every weight, "lora" adapters and the new embeddings.
-        lora: the adapters of method "lora".
+        method: "full" trains every weight, "lora" adapters and the new embeddings, "qlora" the same on a frozen base in
+            8 or 4 bits.
+        lora: the adapters of methods "lora" and "qlora".
+        qlora: the base of method "qlora".
         optimizer: "adam" (the paper), "adamw", or "muon" for the hidden matrices with AdamW for the rest.
         learning_rate: its largest value, after the warm-up.
         schedule: what follows the warm-up: "constant", "linear" or "cosine" to nothing, or "inverse_sqrt".
@@ -257,8 +327,9 @@ class AdaptationConfig:
         seed: of the order of batches, of dropout and of new weights.
     """
 
-    method: str = key("lora", choices=("full", "lora"))
+    method: str = key("lora", choices=("full", "lora", "qlora"))
     lora: LoraConfig = LoraConfig()
+    qlora: QloraConfig = QloraConfig()
     optimizer: str = key("adam", choices=("adam", "adamw", "muon"))
     learning_rate: float = key(3e-4, above=0)
     schedule: str = key("linear", choices=("constant", "linear", "cosine", "inverse_sqrt"))
@@ -284,6 +355,8 @@ class AdaptationConfig:
     def __post_init__(self) -> None:
         if self.steps is None and self.epochs is None and self.minutes is None:
             raise UserError("steps: missing (expected steps, epochs or minutes)")
+        if self.lora.initialisation == "loftq" and self.method != "qlora":
+            raise UserError("lora.initialisation: loftq (expected with method: qlora, whose grid it makes up for)")
         if not any(self.task_weights.values()):
             raise UserError("task_weights: all 0 (expected at least one task with a weight > 0)")
 
@@ -313,11 +386,21 @@ class QuantizationRow:
     """One row of the table: a post-training quantisation (paper, section 4.1 and E.2).
 
     Attributes:
-        method: "smoothquant", or "round" for plain rounding.
+        method: "smoothquant", "rotation", "omniquant" or "affinequant", which learn, or "round" for nothing besides
+            rounding the weights.
         weight_bits: width of the weights.
         activation_bits: width of the activations.
-        alpha: how much difficulty SmoothQuant moves from activations to weights.
-        calibration_sequences: how many sequences of the corpus ranges are taken from.
+        alpha: how much difficulty SmoothQuant moves from activations to weights; the methods that learn begin there.
+        calibration_sequences: how many sequences of the corpus ranges and GPTQ's inputs are taken from, or learnt on.
+        rounding: of the weights: "nearest", or "gptq"; not for methods that learn.
+        weight_clip_percent: share of the tail of the weights that is cut off (paper, G.4); not for methods that learn.
+        group_size: input channels of a weight that share a scale; 0 for all, null for what the method takes.
+        seed: of the random signs of a rotation.
+        epochs: passes over the calibration sequences for each block, in methods that learn.
+        batch_sequences: sequences in a step of the learning.
+        transformation_rate: learning rate of scales, shifts and matrices.
+        clipping_rate: learning rate of the learnt clipping.
+        stability_factor: weight of what is beside the diagonal of AffineQuant's matrices.
     """
 
     method: str = key("smoothquant", choices=QUANTIZATION_METHODS)
@@ -325,6 +408,15 @@ class QuantizationRow:
     activation_bits: int = key(8, minimum=2, maximum=16)
     alpha: float = key(0.5, minimum=0, maximum=1)
     calibration_sequences: int = key(256, minimum=1)
+    rounding: str = key("nearest", choices=QUANTIZATION_ROUNDINGS)
+    weight_clip_percent: float = key(0.0, minimum=0, maximum=99)
+    group_size: int | None = key(None, minimum=0)
+    seed: int = key(0, minimum=0)
+    epochs: int = key(20, minimum=1)
+    batch_sequences: int = key(1, minimum=1)
+    transformation_rate: float = key(5e-3, above=0, maximum=1)
+    clipping_rate: float = key(1e-2, above=0, maximum=1)
+    stability_factor: float = key(0.01, above=0, maximum=1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ from sparq.adaptation.training import HISTORY, Report, Training, adapt
 from sparq.artifacts import MANIFEST, fingerprint, read_manifest, require_match
 from sparq.assets import embedded, embedded_names, shipped
 from sparq.attention import install
-from sparq.config import AdaptationConfig, VocoderTrainingConfig
+from sparq.config import AdaptationConfig, AttentionConfig, VocoderTrainingConfig
 from sparq.corpus.corpus import Corpus
 from sparq.errors import UserError
 from sparq.evaluation.scoring import live_measure, task_examples
@@ -28,12 +28,12 @@ from sparq.language.likelihood import padded_batches
 from sparq.language.speech_lm import SpeechLM
 from sparq.language.tasks import TASKS
 from sparq.language.vocabulary import Vocabulary
-from sparq.quantization import QuantizationConfig, quantize
+from sparq.quantization import BlockReport, QuantizationConfig, quantize
 from sparq.speech.vocoder import VocoderConfig
 from sparq.speech.vocoder_training import VocoderTraining, train_vocoder
 from sparq.stages import Stage, StageEvent, run_stage
 
-SPEECHLM, TRAINING = "speechlm", "training"
+SPEECHLM, TRAINING, LEARNT = "speechlm", "training", "learnt"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,7 +118,7 @@ def adapt_speechlm(
         lm = SpeechLM.load(model)
         require_match("the model (its codebook)", lm.codebook.fingerprint, corpus.codebook.fingerprint)
         if sink is not None:
-            install(lm.model, sink)
+            install(lm.model, **AttentionConfig().arguments(sink))
         trained = adapt_model(lm.model, corpus, lm.vocabulary, config, work / TRAINING, watcher.training)
         SpeechLM(trained.model, lm.vocabulary, lm.codebook, lm.vocoder, limits=lm.limits).save(work / SPEECHLM)
 
@@ -128,27 +128,46 @@ def adapt_speechlm(
     return list(json.loads((output / TRAINING / HISTORY).read_text(encoding="utf-8")))
 
 
-def quantize_speechlm(model: Path, corpus: Corpus, config: QuantizationConfig, output: Path) -> None:
+def quantize_speechlm(
+    model: Path, corpus: Corpus, config: QuantizationConfig, output: Path, watcher: Watcher | None = None
+) -> None:
     """Quantise a SpeechLM (simulated) into a folder of its own, calibrated on a corpus.
+
+    A method that learns goes on with what it had finished when it was killed.
 
     Raises:
         UserError: the corpus has units of another codebook, or the output is a folder that no run made.
     """
     inputs = {"model": read_manifest(model, "speechlm").fingerprint, "corpus": corpus.fingerprint}
-    build = partial(quantize_into, model, corpus, config)
+    build = partial(quantize_into, model, corpus, config, watcher=watcher)
     run_stage(output.parent, Stage(output.name, dataclasses.asdict(config), inputs, build))
 
 
-def quantize_into(model: Path, corpus: Corpus, config: QuantizationConfig, folder: Path) -> None:
+def quantize_into(
+    model: Path, corpus: Corpus, config: QuantizationConfig, folder: Path, watcher: Watcher | None = None
+) -> None:
     """Load a SpeechLM, quantise it (simulated), calibrated on a corpus, and save it.
+
+    Args:
+        model: folder of the SpeechLM.
+        corpus: what it is calibrated on.
+        config: method and widths.
+        folder: of the result; finished blocks of a method that learns are in it until then.
+        watcher: told of every block that was learnt.
 
     Raises:
         UserError: the corpus has units of another codebook.
     """
     lm = SpeechLM.load(model)
     require_match("the model (its codebook)", lm.codebook.fingerprint, corpus.codebook.fingerprint)
-    quantize(lm.model, config, calibration_batches(corpus, lm.vocabulary, config.calibration_sequences))
-    lm.save(folder)
+    note = (watcher or Watcher()).note
+
+    def report(block: BlockReport) -> None:
+        note(f"block {block.block} of {block.blocks}: error {block.before:.3g}, learnt {block.after:.3g}")
+
+    batches = calibration_batches(corpus, lm.vocabulary, config.calibration_sequences)
+    quantize(lm.model, config, batches, folder=folder / LEARNT, report=report)
+    lm.save(folder)  # in place of the whole folder
 
 
 def vocoder_folder(config: VocoderTrainingConfig, corpus: Corpus, output: Path) -> None:

@@ -159,9 +159,7 @@ class Run:
         name = recipe.model.weights(sink)
         settings = {
             "model": recipe.model,
-            "sink": sink,
-            "implementation": recipe.attention.implementation,
-            "detach": recipe.attention.detach and sink in {"max", "mean"},
+            **recipe.attention.arguments(sink),
             "adaptation": recipe.adaptation,
         }
         inputs = {
@@ -182,8 +180,7 @@ class Run:
             model = pretrained_model(language_model(name), vocabulary, recipe.adaptation.seed)
         else:
             model = new_model(recipe.model, vocabulary, recipe.adaptation.seed)
-        detach = recipe.attention.detach and sink in {"max", "mean"}
-        install(model, sink, recipe.attention.implementation, detach=detach)
+        install(model, **recipe.attention.arguments(sink))
         self._speechlm(model)  # raises before the training if the parts were not made for each other
         training = adapt_model(
             model, self.corpus, vocabulary, recipe.adaptation, work / TRAINING, self.watcher.training
@@ -198,7 +195,7 @@ class Run:
         return self._run(Stage(model_name(sink, row), dataclasses.asdict(row), inputs, build))
 
     def _quantize(self, sink: str, config: QuantizationConfig, work: Path) -> None:
-        quantize_into(self.folder / sink / SPEECHLM, self.corpus, config, work / SPEECHLM)
+        quantize_into(self.folder / sink / SPEECHLM, self.corpus, config, work / SPEECHLM, self.watcher)
 
     def scored(self, sink: str, row: QuantizationRow | None) -> Manifest:
         """What is measured of one variant at one width (None: as it was adapted)."""
@@ -230,8 +227,9 @@ class Run:
 
 
 def model_name(sink: str, row: QuantizationRow | None) -> str:
-    """Name the stage of a model: ``max``, ``max-W8A8`` (SmoothQuant), ``max-W8A8-round``."""
+    """Name the stage of one: ``max``, ``max-W8A8`` (SmoothQuant), ``max-W8A8-clip1``, ``max-W8A8-rotation-gptq``."""
     if row is None:
         return sink
-    bits = QuantizationConfig(**dataclasses.asdict(row)).bits
-    return f"{sink}-{bits}" if row.method == "smoothquant" else f"{sink}-{bits}-{row.method}"
+    config = QuantizationConfig(**dataclasses.asdict(row))
+    name = config.name.removeprefix("smoothquant").removeprefix("-")
+    return "-".join([sink, config.bits, *([name] if name else [])])

@@ -84,6 +84,7 @@ class Terminal:
         table = Table(title="Scores on held-out sentences (quantisation simulated); lower is better")
         table.add_column("attention")
         table.add_column("bits")
+        table.add_column("method")
         for heading in COLUMNS.values():
             table.add_column(heading, justify="right")
         before = None
@@ -92,5 +93,5 @@ class Terminal:
                 table.add_section()
             before = row["sink"]
             numbers = ["–" if row[name] is None else f"{row[name]:,.2f}" for name in COLUMNS]
-            table.add_row(row["sink"], row["bits"], *numbers)
+            table.add_row(row["sink"], row["bits"], row["method"] or "–", *numbers)
         Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else 120).print(table)

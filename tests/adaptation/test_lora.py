@@ -92,8 +92,8 @@ def test_merged_adapters_compute_the_same(kind):
 
 
 @pytest.mark.parametrize("kind", list(CONFIGS))
-def test_only_adapters_embeddings_and_sinks_are_trained(kind):
-    model = install(build(kind), "learned")
+def test_only_adapters_embeddings_sinks_and_gates_are_trained(kind):
+    model = install(build(kind), "learned", gate="per_token")
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
     adapted = add_lora(model, LoraConfig(rank=2, alpha=4, dropout=0.0))
     disturb(adapted)
@@ -103,8 +103,8 @@ def test_only_adapters_embeddings_and_sinks_are_trained(kind):
     after = dict(merge_lora(adapted).named_parameters())
     assert after.keys() == before.keys()
     changed = {name for name in before if not torch.equal(before[name], after[name])}
-    sinks = {name for name in before if "sink_logit" in name}
-    assert len(sinks) == LAYERS
+    sinks = {name for name in before if "sink_logit" in name or "head_gate" in name}
+    assert len(sinks) == 3 * LAYERS  # logits; weights and biases of the gates
     assert sinks <= changed
     whole = {model.get_input_embeddings(), model.get_output_embeddings()}
     assert {name for name in before if model.get_submodule(name.rpartition(".")[0]) in whole} <= changed

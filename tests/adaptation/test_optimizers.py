@@ -25,7 +25,7 @@ OUTSIDE = ("model.embed_tokens.weight", "lm_head.weight")
 
 @pytest.fixture
 def model(vocabulary, tiny_shape):
-    return install(new_model(dataclasses.replace(tiny_shape, dropout=0.0), vocabulary), "learned")
+    return install(new_model(dataclasses.replace(tiny_shape, dropout=0.0), vocabulary), "learned", gate="per_token")
 
 
 @pytest.fixture
@@ -52,6 +52,7 @@ def test_hidden_matrices_go_by_muon_and_all_else_by_adamw(model, stream):
     hidden = [value for name, value in named.items() if value.ndim == 2 and name not in OUTSIDE]
     others = [value for name, value in named.items() if value.ndim != 2 or name in OUTSIDE]
     assert any("sink_logit" in name for name in named)
+    assert not any("head_gate" in name for name, value in named.items() if value.ndim == 2), "heads are not one matrix"
     apart = [
         Muon(hidden, lr=3e-3, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
         AdamW(others, lr=3e-3, weight_decay=0.1, betas=(0.9, 0.98), fused=True),

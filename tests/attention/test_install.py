@@ -266,7 +266,7 @@ def test_refused_where_a_model_keeps_its_own_attention(tiny: Any, monkeypatch: p
     [
         ({"sink": "maximum"}, "sink: unknown value 'maximum'"),
         ({"sink": "max", "implementation": "flash"}, "implementation: unknown value 'flash'"),
-        ({"sink": "l1"}, "no fused form"),
+        ({"sink": "l1", "implementation": "fused"}, "no fused form"),
         ({"sink": "zero", "detach": True}, "nothing to detach"),
     ],
 )

@@ -33,10 +33,13 @@ def test_golden_row() -> None:
         "mean": weights / (8 + mean),
         "learned": weights / (8 + math.exp(0.5)),
         "l1": l1 / (l1.sum() + 1),
+        "clipped": torch.tensor([0, 0.25, 1], dtype=torch.float64),  # 3·weights/8 − 0.5, cut off at 0 and 1
     }
     for sink in SINKS:
         given_logit = torch.tensor([0.5], dtype=torch.float64)
-        torch.testing.assert_close(probabilities(row, sink, given_logit)[0, 0, 0], expected[sink], rtol=1e-14, atol=0)
+        stretch = {"gamma": -0.5, "zeta": 2.5} if sink == "clipped" else {}
+        given_row = probabilities(row, sink, given_logit, **stretch)[0, 0, 0]
+        torch.testing.assert_close(given_row, expected[sink], rtol=1e-14, atol=1e-16)
 
 
 def test_max_sink_is_vanilla_over_one_plus_its_peak_and_equation_3_2_literally() -> None:

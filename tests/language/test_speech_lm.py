@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from sparq.artifacts import ArtifactMismatchError, read_manifest
 from sparq.attention import install, installed
+from sparq.config import AttentionConfig
 from sparq.errors import UserError
 from sparq.language import speech_lm
 from sparq.language.generation import GenerationOptions, generate
@@ -80,7 +81,8 @@ def vocoder(codebook, tmp_path_factory):
 def make(make_tiny, joint_vocabulary, codebook, vocoder):
     def made(kind="llama", vocabulary=joint_vocabulary, sink="max", limits=None, **more):
         model = make_tiny(kind, vocabulary, dtype=torch.float32, **{"positions": 512, **more})
-        return SpeechLM(install(model, sink), vocabulary, codebook, vocoder, limits=limits)
+        install(model, **AttentionConfig().arguments(sink))
+        return SpeechLM(model, vocabulary, codebook, vocoder, limits=limits)
 
     return made
 
@@ -99,13 +101,13 @@ def logits(lm):
 
 
 @pytest.mark.parametrize("mode", ["joint", "extend"])
-@pytest.mark.parametrize("sink", ["none", "max", "learned"])
+@pytest.mark.parametrize("sink", ["none", "max", "learned", "clipped", "gated"])
 def test_saved_and_loaded(make, request, mode, sink, tmp_path):
     vocabulary = request.getfixturevalue({"joint": "joint_vocabulary", "extend": "extended_vocabulary"}[mode])
     lm = make(vocabulary=vocabulary, sink=sink, limits=Limits(5.0, 9))
-    if sink == "learned":
+    if sink in {"learned", "gated"}:
         for name, parameter in lm.model.named_parameters():
-            if "sink_logit" in name:
+            if "sink_logit" in name or "head_gate" in name:
                 torch.nn.init.constant_(parameter, 1.5)
     manifest = lm.save(tmp_path / "lm")
     loaded = SpeechLM.load(tmp_path / "lm")

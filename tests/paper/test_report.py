@@ -30,7 +30,7 @@ from sparq.paper.report import (
 
 MADE = {"command": "sparq demo", "commit": "c0ffee", "machine": "x86_64, 2 cores", "date": "2026-11-22T20:00:00+00:00"}
 VOID = {"meta", "link", "br", "hr", "img", "input"}
-SINKS = ("none", "max", "zero")
+SINKS = ("none", "max", "zero", "mean", "learned", "clipped", "gated")
 
 
 class Page(HTMLParser):
@@ -203,7 +203,7 @@ def test_table_numbers_and_bold(page):
 
 def test_sound_is_inside_the_page(data, page):
     players = page.all("audio")
-    assert len(players) == 4
+    assert len(players) == 1 + len(SINKS)
     assert all("controls" in a and a["aria-label"] for a in players)
     kind, content = players[0]["src"].split(",")
     assert kind == "data:audio/wav;base64"
@@ -281,12 +281,12 @@ def test_figures_take_their_colours_from_the_page(data):
         assert re.findall(r"#[0-9a-f]{6}\b", figure) == []
         for sink in SINKS:
             assert f"var(--sink-{sink})" in figure
-        for name in ("vanilla", "max shift", "zero sink"):
+        for name in ("vanilla", "max shift", "zero sink", "clipped softmax", "gated attention"):
             assert f">{name}</text>" in figure
 
 
 def test_outlier_bars_hold_every_value_and_survive_broken_ones():
-    values = [12.3, 45.6, 7890.0]
+    values = [12.3, 45.6, 7890.0, 33.3, 21.0, 17.0, 5.5]
     bars = [
         OutlierBar(s, m, v * (1 + j), 3.0)
         for j, m in enumerate(("text", "speech"))

@@ -4,26 +4,19 @@ import copy
 
 import pytest
 import torch
+from tiny_models import TOLERANCE, logits, plant_outliers
 from torch import nn
 from transformers import AutoModelForCausalLM, BertConfig, BertForMaskedLM
 
+from sparq import quantization
 from sparq.attention import install, installed, load_pretrained
 from sparq.errors import UserError
 from sparq.quantization import QuantizationConfig, Quantizer, quantize
 from sparq.quantization.blocks import architecture, blocks
-from sparq.quantization.calibration import input_ranges
+from sparq.quantization.calibration import calibration_steps, input_ranges
+from sparq.quantization.config import METHODS, ROUNDINGS
 from sparq.quantization.simulate import SimulatedLinear
 from sparq.quantization.smoothquant import smoothing_scale
-
-# The RMS norms and rotary tables of transformers compute in float32 whatever the model's type.
-TOLERANCE = dict.fromkeys(("llama-grouped", "mistral", "qwen2", "qwen3"), 1e-5)
-
-
-def logits(model, batch, *, train=False):
-    torch.manual_seed(7)  # the same dropout in every model
-    model.train(train)
-    with torch.no_grad():
-        return model(**batch).logits
 
 
 @pytest.mark.parametrize("train", [False, True])
@@ -51,7 +44,7 @@ def test_post_norm_blocks_keep_their_norms(make_tiny, make_batches):
     norms = [m.weight.clone() for m in model.modules() if isinstance(m, nn.LayerNorm)]
     siblings = blocks(model)[1].smoothed[0].linears
     weights = torch.stack([model.get_submodule(name).weight for name in siblings])
-    ranges = input_ranges(model, siblings[:1], make_batches(), 8)[siblings[0]]
+    ranges = input_ranges(model, siblings[:1], calibration_steps(model, make_batches(), 8))[siblings[0]]
     quantize(model, QuantizationConfig(calibration_sequences=8), make_batches())
     for name in siblings:  # one scale for q, k and v, from the largest weight of the three
         scale = model.get_submodule(name).input_scale
@@ -75,7 +68,7 @@ def test_the_scale_is_the_papers():
 def test_calibration_ranges_are_those_of_the_real_tokens(kind, make_tiny, make_batches):
     model = make_tiny(kind)
     names = [siblings.linears[0] for block in blocks(model) for siblings in block.smoothed]
-    given = input_ranges(model, names, make_batches(3), 5)
+    given = input_ranges(model, names, calibration_steps(model, make_batches(3), 5))
     wanted: dict[str, torch.Tensor] = {}
 
     def watch(name):
@@ -139,24 +132,12 @@ def test_embeddings_and_output_layer_stay(make_tiny, make_batches):
             assert torch.equal(getattr(model, get)().weight, getattr(before, get)().weight)
 
 
-def plant_outliers(model):
-    """Make a few channels of every norm large and shrink what reads them: the same function, harder activations."""
-    with torch.no_grad():
-        for block in blocks(model):
-            for siblings in block.smoothed:
-                norm = siblings.norm
-                for parameter in norm.parameters():
-                    parameter[:2] *= 100
-                for name in siblings.linears:
-                    model.get_submodule(name).weight[:, :2] /= 100
-
-
 @pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize("name", ["opt-pre-norm", "llama-grouped"])
 def test_smoothing_helps_against_planted_outliers(name, bits, make_tiny, make_batches):
     clean = make_tiny(name)
     model = copy.deepcopy(clean)
-    plant_outliers(model)
+    plant_outliers(model, 100)
     batch = make_batches(1, size=8, seed=5)[0]
     torch.testing.assert_close(logits(model, batch), logits(clean, batch), rtol=0, atol=1e-5)
     error = {}
@@ -227,6 +208,67 @@ def test_outlier_free_attention_comes_along(name, sink, make_tiny, make_batches,
     assert made[0] == made[1]
 
 
+def gated(name, make_tiny):
+    """A model whose gates depend on what a norm gives."""
+    model = install(make_tiny(name), "none", gate="per_token")
+    torch.manual_seed(3)
+    for layer_name, parameter in model.named_parameters():
+        if "head_gate" in layer_name:
+            torch.nn.init.normal_(parameter)
+    return model
+
+
+def test_smoothing_leaves_gates_alone(kind, make_tiny, make_batches):
+    model = gated(kind, make_tiny)
+    assert blocks(model)[0].smoothed[0].norm is None, "this norm feeds the gates too"
+    before = copy.deepcopy(model)
+    quantize(model, QuantizationConfig("smoothquant", 16, 16, 0.5, 8), make_batches())
+    batch = make_batches(1, seed=9)[0]
+    real = batch["attention_mask"].bool()
+    wanted, given = logits(before, batch)[real], logits(model, batch)[real]
+    torch.testing.assert_close(given, wanted, rtol=0, atol=TOLERANCE.get(kind, 1e-11))
+    assert float((given - logits(install(before, "none"), batch)[real]).abs().max()) > 1e-2
+
+
+@pytest.mark.parametrize("method", ["smoothquant", "round"])
+def test_quantised_models_come_back_with_their_gates(kind, method, make_tiny, make_batches, tmp_path):
+    model = gated(kind, make_tiny)
+    batch = make_batches(1, seed=3)[0]
+    full = logits(model, batch)
+    quantize(model, QuantizationConfig(method, 8, 8, calibration_sequences=8), make_batches())
+    rounded = logits(model, batch)
+    assert 0 < float((rounded - full).abs().max()) < 1
+    model.save_pretrained(tmp_path)
+    loaded = load_pretrained(tmp_path, dtype=torch.float64)
+    assert installed(loaded) == installed(model)
+    assert torch.equal(logits(loaded, batch), rounded)
+
+
+def test_gates_of_a_quantised_model_stay(make_tiny, make_batches):
+    plain = quantize(make_tiny("llama-grouped"), QuantizationConfig("round"))
+    with pytest.raises(UserError, match="gate: 'per_token' cannot be changed in a quantised model"):
+        install(plain, gate="per_token")
+    model = quantize(gated("llama-grouped", make_tiny), QuantizationConfig("round"))
+    with pytest.raises(UserError, match="gate: None cannot be changed in a quantised model"):
+        install(model, "max")
+    before = logits(model, make_batches(1)[0])
+    install(model, "max", gate="per_token")
+    assert float((logits(model, make_batches(1)[0]) - before).abs().max()) > 1e-3
+
+
+def test_clipped_softmax_is_quantised_too(make_tiny, make_batches, tmp_path):
+    model = install(make_tiny("opt-post-norm"), "clipped", gamma=-0.05)
+    quantize(model, QuantizationConfig("smoothquant", 8, 8, calibration_sequences=8), make_batches())
+    model.save_pretrained(tmp_path)
+    batch = make_batches(1, seed=3)[0]
+    assert torch.equal(logits(load_pretrained(tmp_path, dtype=torch.float64), batch), logits(model, batch))
+
+
+def test_the_tables_hold_what_can_be_asked_for():
+    assert tuple(quantization._METHODS) == METHODS
+    assert tuple(quantization._ROUNDINGS) == ROUNDINGS
+
+
 def test_the_mode_and_the_hooks_are_as_before(make_tiny, make_batches):
     model = make_tiny("opt-pre-norm").train()
     quantize(model, QuantizationConfig(calibration_sequences=4), make_batches())
@@ -254,7 +296,10 @@ def test_too_short_a_calibration_is_said(make_tiny, make_batches, caplog):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"method": "gptq"}, r"quantization\.method: 'gptq' is not one of smoothquant, round"),
+        (
+            {"method": "gptq"},
+            r"quantization\.method: 'gptq' is not one of smoothquant, rotation, omniquant, affinequant, round",
+        ),
         ({"weight_bits": 1}, r"quantization\.weight_bits: 1 is not 2 to 8"),
         ({"activation_bits": 12}, r"quantization\.activation_bits: 12"),
         ({"activation_bits": True}, r"quantization\.activation_bits: True"),

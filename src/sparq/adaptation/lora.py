@@ -10,6 +10,9 @@ from peft import PeftModel, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel
 
+from sparq.adaptation.initialisers import initialise
+from sparq.adaptation.packed_linear import Grid, PackedLinear
+from sparq.attention.install import ADDED_MODULES
 from sparq.config import LoraConfig
 from sparq.errors import UserError
 
@@ -52,7 +55,8 @@ class AdapterShare:
 
     Attributes:
         adapters: parameters of the low-rank matrices.
-        embeddings: parameters trained whole beside them: input and output embeddings, learned sinks.
+        embeddings: parameters trained whole beside them: input and output embeddings, learned sinks,
+            gates.
         model: parameters of the model without adapters.
     """
 
@@ -80,13 +84,15 @@ def target_linears(model: PreTrainedModel, config: LoraConfig) -> list[str]:
     return sorted({linear for target in config.targets for linear in known[target]})
 
 
-def add_lora(model: PreTrainedModel, config: LoraConfig, seed: int = 0) -> PeftModel:
-    """Freeze a model, and add trainable adapters; embeddings and learned sinks are trained whole.
+def add_lora(model: PreTrainedModel, config: LoraConfig, seed: int = 0, grid: Grid | None = None) -> PeftModel:
+    """Freeze a model, and add trainable adapters; embeddings, learned sinks and gates are trained whole.
 
     Args:
-        model: the language model, with the joint vocabulary's embeddings.
-        config: rank, alpha, dropout and targets.
-        seed: of the adapters (their first matrices are random, their second ones zero).
+        model: the language model, with the joint vocabulary's embeddings. An initialisation other than the default
+            takes out of its weights what it puts into the adapters.
+        config: rank, alpha, dropout, targets and initialisation.
+        seed: of the adapters (by default their first matrices are random, their second ones zero).
+        grid: where the weights will be stored; needed by LoftQ.
 
     Raises:
         UserError: the architecture is not known.
@@ -102,12 +108,14 @@ def add_lora(model: PreTrainedModel, config: LoraConfig, seed: int = 0) -> PeftM
         task_type="CAUSAL_LM",
     )
     torch.manual_seed(seed)
-    return get_peft_model(model, settings)
+    adapted = get_peft_model(model, settings)
+    initialise(adapted, config, grid)
+    return adapted
 
 
 def _trained_whole(model: PreTrainedModel, name: str, module: nn.Module) -> bool:
     embedding = module is model.get_input_embeddings() or module is model.get_output_embeddings()
-    return embedding or name.endswith(".sink_logit")
+    return embedding or name.rpartition(".")[2] in ADDED_MODULES
 
 
 def merge_lora(model: PeftModel) -> PreTrainedModel:
@@ -120,5 +128,7 @@ def adapter_share(model: PeftModel) -> AdapterShare:
     adapters = sum(p.numel() for name, p in model.named_parameters() if "lora_" in name)
     embeddings = sum(p.numel() for name, p in model.named_parameters() if p.requires_grad and "lora_" not in name)
     everything = sum(p.numel() for p in model.parameters())
+    packed = [module for module in model.modules() if isinstance(module, PackedLinear)]
+    everything += sum(module.shape.numel() - module.packed.numel() - module.scale.numel() for module in packed)
     # PEFT keeps the frozen originals of what it trains in full; they are counted once.
     return AdapterShare(adapters, embeddings, everything - adapters - embeddings)

@@ -2,7 +2,7 @@
 
 Muon (Jordan et al. 2024) steps along the nearest orthogonal matrix to the momentum of a weight matrix, so every
 direction moves at one speed; Adam's per-element steps are among the suspects for outliers. It is meant for the
-matrices between the embeddings and the output layer; these two, norms, biases and sink logits go by AdamW.
+matrices between the embeddings and the output layer; these two, norms, biases, sink logits and gates go by AdamW.
 """
 
 from __future__ import annotations

@@ -26,6 +26,7 @@ from transformers.trainer_callback import PrinterCallback
 from sparq.adaptation.examples import ExampleStream
 from sparq.adaptation.lora import add_lora, merge_lora
 from sparq.adaptation.optimizers import make_optimizer
+from sparq.adaptation.qlora import BaseMemory, add_qlora, unpack_base
 from sparq.artifacts import write_text
 from sparq.attention.install import base_model
 from sparq.config import AdaptationConfig
@@ -39,6 +40,7 @@ SCHEDULES = {
 }
 ENDLESS = 10**9  # steps of a training that only time ends
 HISTORY = "history.json"
+MEMORY = "base_memory.json"
 TENSORBOARD = "tensorboard"
 _STATE = "trainer_state.json"
 
@@ -56,11 +58,13 @@ class Training:
         history: by rising "step", what was logged: "loss" (nats a token, mean since the entry before), "learning_rate",
             "grad_norm" (before clipping), "seconds" (of training, over all its runs), and what was measured live.
         steps: optimizer steps taken in all.
+        memory: of the frozen base, before and after it was packed; None for other methods than QLoRA.
     """
 
     model: PreTrainedModel
     history: list[Logged]
     steps: int
+    memory: BaseMemory | None = None
 
 
 class AdaptationTrainer(Trainer):
@@ -187,18 +191,19 @@ def adapt(
         model: with its attention installed and the joint vocabulary's embeddings; it is trained in place.
         stream: the batches.
         config: method, optimizer, schedule, ends; the same as when the checkpoints were made.
-        folder: for checkpoints, TensorBoard events and the history.
+        folder: for checkpoints, TensorBoard events, the history, and what QLoRA saved (``MEMORY``).
         measure: called every ``config.save_every`` steps with the model (adapters in place); its values join the
             history.
         report: called after every step with the step, the share of the training that is done (0 to 1), and what was
             logged last under each name.
 
     Raises:
-        UserError: the loss is not finite, a decaying schedule has no last step, or half precision has no GPU.
+        UserError: the loss is not finite, a decaying schedule has no last step, half precision has no GPU, or QLoRA no
+            bitsandbytes.
     """
     if config.precision == "float16" and not torch.cuda.is_available():
         raise UserError("adaptation.precision: float16 needs a GPU (expected float32 or bfloat16 without one)")
-    trained = add_lora(model, config.lora, config.seed) if config.method == "lora" else model
+    trained, memory = _with_adapters(model, config)
     arguments = _arguments(config, folder)
     arguments.max_steps = _last_step(config, stream, arguments.world_size)
     checkpoint = last_checkpoint(folder)
@@ -219,8 +224,18 @@ def adapt(
     history = _by_step(trainer.state.log_history)
     if trainer.is_world_process_zero():
         write_text(folder / HISTORY, json.dumps(history, indent=1) + "\n")
-    plain = merge_lora(finished) if isinstance(finished, PeftModel) else finished
-    return Training(plain.eval(), history, trainer.state.global_step)
+        if memory:
+            write_text(folder / MEMORY, json.dumps(dataclasses.asdict(memory), indent=1) + "\n")
+    plain = merge_lora(unpack_base(finished)) if isinstance(finished, PeftModel) else finished
+    return Training(plain.eval(), history, trainer.state.global_step, memory)
+
+
+def _with_adapters(
+    model: PreTrainedModel, config: AdaptationConfig
+) -> tuple[PreTrainedModel | PeftModel, BaseMemory | None]:
+    if config.method == "qlora":
+        return add_qlora(model, config.lora, config.qlora, config.seed)
+    return (add_lora(model, config.lora, config.seed) if config.method == "lora" else model), None
 
 
 def last_checkpoint(folder: Path) -> Path | None:

@@ -1,8 +1,9 @@
 """Outlier-free attention: the definitions, the same on fused kernels, and both inside Hugging Face models."""
 
 from sparq.attention.fused import fused_attention
-from sparq.attention.install import AttentionSettings, install, installed
+from sparq.attention.install import install, installed
 from sparq.attention.restore import load_pretrained, restore
+from sparq.attention.settings import AttentionSettings
 from sparq.attention.softmax import FUSED_SINKS, SINKS, attention, probabilities
 
 __all__ = [

@@ -11,9 +11,9 @@ beside a PEFT adapter, which has no configuration of its model, it is ``sparq_at
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,17 +21,18 @@ from typing import Any
 import torch
 from peft import PeftConfig, PeftModel
 from safetensors import safe_open
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import cached_file
 
 from sparq.artifacts import write_text
-from sparq.attention.install import CONFIG_KEY, AttentionSettings, attention_modules, base_model, install
+from sparq.attention.install import ADDED_MODULES, CONFIG_KEY, attention_modules, base_model, install
+from sparq.attention.settings import AttentionSettings
 from sparq.errors import UserError
 
 ADAPTER_RECORD = "sparq_attention.json"
 _WEIGHTS = "model.safetensors"
-_SINK = ".sink_logit.weight"
+_ADDED = re.compile(rf"\.({'|'.join(ADDED_MODULES)})\.\w+$")
 
 
 def restore(model: Any, folder: str | Path | None = None) -> Any:
@@ -39,28 +40,28 @@ def restore(model: Any, folder: str | Path | None = None) -> Any:
 
     Args:
         model: a transformers causal LM.
-        folder: where it was read from (a folder or a hub name), for learned sinks; the name it remembers if None.
+        folder: where it was read from (a folder or a hub name), for learned sinks and gates; the name it remembers
+            if None.
 
     Returns:
         The same model.
 
     Raises:
-        UserError: the record is damaged, or the learned sinks are not where the model was read from.
+        UserError: the record is damaged, or what was learned is not where the model was read from.
     """
     record = getattr(model.config, CONFIG_KEY, None)
     if record is None:
         return model
     source = str(folder or model.name_or_path)
     settings = AttentionSettings.parse(record, f"{source}: {CONFIG_KEY}")
-    install(model, **dataclasses.asdict(settings))
-    if settings.sink == "learned":
-        saved = _saved_sinks(source)
-        for name, module in attention_modules(model):
-            key = name + _SINK
-            if key not in saved:
-                raise UserError(f"{source}: the learned sink {key} is not among the weights")
-            with torch.no_grad():
-                module.sink_logit.weight.copy_(saved[key])
+    install(model, **settings.record())
+    places = dict(_added_parameters(model))
+    saved = _saved(source) if places else {}
+    for name, parameter in places.items():
+        if name not in saved:
+            raise UserError(f"{source}: {name} is not among the weights, but {CONFIG_KEY} says that it was learned")
+        with torch.no_grad():
+            parameter.copy_(saved[name])
     return model
 
 
@@ -84,12 +85,12 @@ def load_pretrained(folder: str | Path, *, trainable: bool = False, **keywords: 
         base = load_pretrained(_base_of_adapter(Path(folder)), **keywords)
         record = _adapter_record(Path(folder))
         if record is not None:
-            install(base, **dataclasses.asdict(record))
+            install(base, **record.record())
         return PeftModel.from_pretrained(base, folder, is_trainable=trainable)
     config = AutoConfig.from_pretrained(folder)
     if getattr(config, CONFIG_KEY, None) is None:
         return AutoModelForCausalLM.from_pretrained(folder, **keywords)
-    with _sinks_expected(config):
+    with _added_expected(config):
         model = AutoModelForCausalLM.from_pretrained(folder, **keywords)
     return restore(model, folder)
 
@@ -112,21 +113,30 @@ def _adapter_record(folder: Path) -> AttentionSettings | None:
     return AttentionSettings.parse(record, str(path))
 
 
-def _saved_sinks(source: str) -> dict[str, Tensor]:
-    """Read the learned sinks of a folder or hub name, from one file of weights or several."""
+def _added_parameters(model: Any) -> Iterator[tuple[str, nn.Parameter]]:
+    """Give the learned sinks and gates of a model, by the names they are saved under."""
+    for name, module in attention_modules(model):
+        for parameter_name, parameter in module.named_parameters(prefix=name):
+            if _ADDED.search(parameter_name):
+                yield parameter_name, parameter
+
+
+def _saved(source: str) -> dict[str, Tensor]:
+    """Read the learned sinks and gates of a folder or hub name, from one file of weights or several."""
     index = _file(source, f"{_WEIGHTS}.index.json")
     names = [_WEIGHTS]
     if index:
-        names = sorted({file for key, file in json.loads(index.read_text())["weight_map"].items() if _SINK in key})
-    sinks: dict[str, Tensor] = {}
+        names = sorted(
+            {file for key, file in json.loads(index.read_text())["weight_map"].items() if _ADDED.search(key)}
+        )
+    found: dict[str, Tensor] = {}
     for name in names:
         path = _file(source, name)
         if path is None:
-            raise UserError(f"{source}: its learned sinks need {name}, which is not there")
+            raise UserError(f"{source}: its learned sinks and gates need {name}, which is not there")
         with safe_open(path, framework="pt") as weights:
-            found = [key for key in list(weights.keys()) if key.endswith(_SINK)]
-            sinks |= {key: weights.get_tensor(key) for key in found}
-    return sinks
+            found |= {key: weights.get_tensor(key) for key in list(weights.keys()) if _ADDED.search(key)}
+    return found
 
 
 def _file(source: str, name: str) -> Path | None:
@@ -135,11 +145,11 @@ def _file(source: str, name: str) -> Path | None:
 
 
 @contextlib.contextmanager
-def _sinks_expected(config: Any) -> Iterator[None]:
-    """Keep ``from_pretrained`` from reporting learned sinks as unexpected: they are read once they have a place."""
+def _added_expected(config: Any) -> Iterator[None]:
+    """Keep ``from_pretrained`` from reporting sinks and gates as unexpected: they are read once they have a place."""
     kind: Any = AutoModelForCausalLM._model_mapping[type(config)]
     before = kind._keys_to_ignore_on_load_unexpected
-    kind._keys_to_ignore_on_load_unexpected = [*(before or []), _SINK]
+    kind._keys_to_ignore_on_load_unexpected = [*(before or []), _ADDED.pattern]
     try:
         yield
     finally:

@@ -13,6 +13,8 @@ max        the row's largest score       SpARQ, equation 3.2 read literally: sof
 mean       the row's mean score          softmax_1(S − mean S)
 learned    one parameter per head        gpt-oss (2025)
 l1         0, on scores S / ‖S‖₁         the L1 stabiliser that the paper compares with; has no fused form
+clipped    −∞                            clipped softmax (Bondarenko et al. 2023), the paper's table G.1: see
+                                         :func:`clipped`; has no fused form
 =========  ============================  ==================================================================
 
 The max sink gives exactly ``softmax(S) / (1 + p_max)``: a row keeps between 1/2 and n/(n+1) of its attention, so it
@@ -27,8 +29,8 @@ import math
 import torch
 from torch import Tensor
 
-SINKS = ("none", "zero", "max", "mean", "learned", "l1")
-FUSED_SINKS = SINKS[:-1]
+FUSED_SINKS = ("none", "zero", "max", "mean", "learned")
+SINKS = (*FUSED_SINKS, "l1", "clipped")
 DETACHABLE_SINKS = ("max", "mean")
 
 # An additive mask hides a position by any value this low (finfo.min of every dtype, the −1e4 of older code, −inf):
@@ -103,7 +105,32 @@ def sink_logit(scores: Tensor, sink: str, learned: Tensor | None = None, *, deta
     return logit.detach() if detach else logit
 
 
-def probabilities(scores: Tensor, sink: str, learned: Tensor | None = None, *, detach: bool = False) -> Tensor:
+def clipped(weights: Tensor, gamma: float, zeta: float) -> Tensor:
+    """Stretch the probabilities of an ordinary softmax and clip them: clip((ζ − γ)·p + γ, 0, 1).
+
+    A head can give exactly zero without a logit that grows for it, and what is clipped has no gradient
+    (Bondarenko et al. 2023, "Quantizable Transformers", section 4.1).
+
+    Args:
+        weights: probabilities, any shape.
+        gamma: γ, at most 0; probabilities up to −γ/(ζ − γ) become zero, so hidden positions stay zero.
+        zeta: ζ, at least 1; probabilities from (1 − γ)/(ζ − γ) become one.
+
+    Returns:
+        The shape of ``weights``. Rows need not sum to 1; with ζ > 1 not even to at most 1.
+    """
+    return torch.clamp((zeta - gamma) * weights + gamma, 0, 1)
+
+
+def probabilities(
+    scores: Tensor,
+    sink: str,
+    learned: Tensor | None = None,
+    *,
+    detach: bool = False,
+    gamma: float = 0.0,
+    zeta: float = 1.0,
+) -> Tensor:
     """Turn scores into attention probabilities that sum to at most 1 (equation 3.2 and its family).
 
     Args:
@@ -111,10 +138,14 @@ def probabilities(scores: Tensor, sink: str, learned: Tensor | None = None, *, d
         sink: one of ``SINKS``.
         learned: [heads], for the learned sink.
         detach: let no gradient pass through the row's maximum or mean.
+        gamma: γ of the clipped softmax.
+        zeta: ζ of the clipped softmax.
 
     Returns:
         The shape of ``scores``. A row that is hidden altogether is zero.
     """
+    if sink == "clipped":
+        return clipped(probabilities(scores, "none"), gamma, zeta)
     if sink == "l1":
         hidden = scores == -math.inf
         seen = scores.masked_fill(hidden, 0)
@@ -147,6 +178,8 @@ def attention(
     scale: float | None = None,
     learned: Tensor | None = None,
     detach: bool = False,
+    gamma: float = 0.0,
+    zeta: float = 1.0,
     dropout: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Attend by the definition, with every probability in memory.
@@ -161,6 +194,8 @@ def attention(
         scale: factor of the scores; 1/√head_dim if None.
         learned: [heads], for the learned sink.
         detach: let no gradient pass through the row's maximum or mean.
+        gamma: γ of the clipped softmax.
+        zeta: ζ of the clipped softmax.
         dropout: the share of probabilities dropped.
 
     Returns:
@@ -174,7 +209,7 @@ def attention(
         hiding = additive_mask(mask, query, key, causal=causal)
         if hiding is not None:
             scores = scores + hiding
-        weights = probabilities(scores, sink, learned, detach=detach)
+        weights = probabilities(scores, sink, learned, detach=detach, gamma=gamma, zeta=zeta)
         weights = torch.nn.functional.dropout(weights, dropout)
         output = weights @ repeat_heads(value, query).to(precision)
     return output.to(query.dtype), weights.to(query.dtype)

@@ -80,7 +80,7 @@ def write_folder(
                 if not complete and inputs[name] == _fingerprint_of_shipped(name):
                     shutil.rmtree(new / name)
         told = {
-            "attention": attention and dataclasses.asdict(attention),
+            "attention": attention and attention.record(),
             "quantization": quantization and quantization.to_dict(),
             "weights": _hash_of_weights(new),
         }

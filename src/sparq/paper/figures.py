@@ -18,10 +18,26 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 LABELS = MappingProxyType(
-    {"none": "vanilla", "max": "max shift", "zero": "zero sink", "mean": "mean shift", "learned": "learned sink"}
+    {
+        "none": "vanilla",
+        "max": "max shift",
+        "zero": "zero sink",
+        "mean": "mean shift",
+        "learned": "learned sink",
+        "clipped": "clipped softmax",
+        "gated": "gated attention",
+    }
 )
-_LINES = {"none": "-", "max": "--", "zero": "-.", "mean": ":", "learned": (0, (5, 1, 1, 1, 1, 1))}
-_HATCHES = {"none": "", "max": "//", "zero": "..", "mean": "\\\\", "learned": "xx"}
+_LINES = {
+    "none": "-",
+    "max": "--",
+    "zero": "-.",
+    "mean": ":",
+    "learned": (0, (5, 1, 1, 1, 1, 1)),
+    "clipped": (0, (8, 2, 2, 2)),
+    "gated": (0, (2, 2)),
+}
+_HATCHES = {"none": "", "max": "//", "zero": "..", "mean": "\\\\", "learned": "xx", "clipped": "++", "gated": "oo"}
 # Matplotlib wants colours: each of these stands for a CSS variable of the page, and is replaced by it at the end.
 _STAND_INS = {"ink": "#010203", "grid": "#010204", "paper": "#010205"} | {
     f"sink-{sink}": f"#0102{16 + i:02x}" for i, sink in enumerate(LABELS)
@@ -92,9 +108,8 @@ def loss_curves(curves: Sequence[LossCurve]) -> str:
         axes = figure.add_subplot()
         for curve in curves:
             colour = _colour(curve.sink)
-            axes.plot(
-                curve.steps, curve.losses, _LINES.get(curve.sink, "-"), color=colour, lw=2, label=label(curve.sink)
-            )
+            line = _LINES.get(curve.sink, "-")
+            axes.plot(curve.steps, curve.losses, ls=line, color=colour, lw=2, label=label(curve.sink))
             axes.plot(curve.steps[-1:], curve.losses[-1:], "o", color=colour, ms=5)
         axes.set_xlabel("optimizer step")
         axes.set_ylabel("training loss (nats per piece)")

@@ -38,6 +38,13 @@ from sparq.speech.recogniser import Recogniser
 
 REPORT = "report.html"
 TABLE = "table.json"
+METHOD_TITLES = {
+    "smoothquant": "SmoothQuant",
+    "rotation": "Rotation",
+    "omniquant": "OmniQuant",
+    "affinequant": "AffineQuant",
+    "round": "Rounding",
+}
 OUTLIERS_ON = "speech with text"  # the input whose outliers stand in the table
 
 
@@ -104,7 +111,7 @@ def score_rows(results: dict[tuple[str, QuantizationRow | None], dict[str, Any]]
             ScoreRow(
                 sink=sink,
                 bits=FULL if row is None else f"W{row.weight_bits}A{row.activation_bits}",
-                method=None if row is None else {"smoothquant": "SmoothQuant", "round": "Rounding"}[row.method],
+                method=None if row is None else method_title(row),
                 **dataclasses.asdict(scores),
                 average_drop=drop,
                 maximum_infinity_norm=outliers["maximum_infinity_norm"],
@@ -112,6 +119,13 @@ def score_rows(results: dict[tuple[str, QuantizationRow | None], dict[str, Any]]
             )
         )
     return rows
+
+
+def method_title(row: QuantizationRow) -> str:
+    """Call a quantisation as the literature does, such as "SmoothQuant, 1 % clipped" or "Rotation, GPTQ"."""
+    rounding = "" if row.rounding == "nearest" else f", {row.rounding.upper()}"
+    clipped = f", {row.weight_clip_percent:g} % clipped" if row.weight_clip_percent else ""
+    return METHOD_TITLES[row.method] + rounding + clipped
 
 
 def recording_path(config: RecordingConfig) -> Path:

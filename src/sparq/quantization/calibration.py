@@ -54,22 +54,53 @@ def model_inputs(model: PreTrainedModel, batch: Batch) -> dict[str, Tensor]:
     return {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
 
 
-def input_ranges(
-    model: PreTrainedModel, names: Sequence[str], batches: Iterable[Batch], sequences: int
-) -> dict[str, Tensor]:
+def calibration_steps(
+    model: PreTrainedModel, batches: Iterable[Batch], sequences: int, size: int | None = None
+) -> Iterator[dict[str, Tensor]]:
+    """Go through so many sequences of some batches, without the padding that all of a step begin or end with.
+
+    Args:
+        model: the language model that reads them.
+        batches: see `model_inputs`.
+        sequences: how many sequences to take; batches beyond them are not looked at.
+        size: sequences in a step at most; None for those of a batch.
+
+    Yields:
+        What `model_inputs` gives.
+
+    Raises:
+        UserError: there is not one sequence.
+    """
+    seen = 0
+    for batch in batches:
+        inputs = {key: value[: sequences - seen] for key, value in model_inputs(model, batch).items()}
+        count = len(inputs["input_ids"])
+        for first in range(0, count, size or count):
+            step = {key: value[first : first + (size or count)] for key, value in inputs.items()}
+            real = step["attention_mask"].any(0).nonzero()
+            yield {key: value[:, int(real[0]) : int(real[-1]) + 1] for key, value in step.items()}
+        seen += count
+        if seen >= sequences:
+            break
+    if not seen:
+        raise UserError("calibration: there is not one sequence")
+    if seen < sequences:
+        logger.warning("calibration: only %d sequences of the %d asked for", seen, sequences)
+
+
+def input_ranges(model: PreTrainedModel, names: Sequence[str], batches: Iterable[Batch]) -> dict[str, Tensor]:
     """Largest magnitude of each input channel of some modules; padding does not count.
 
     Args:
         model: the language model; it runs in evaluation mode.
         names: modules whose input is watched.
-        batches: see `model_inputs`.
-        sequences: how many sequences to look at; batches beyond them are not taken.
+        batches: inputs of forward passes, as `calibration_steps` gives them.
 
     Returns:
         For each name a vector [channels].
 
     Raises:
-        UserError: there is not one sequence, or an activation is not finite.
+        UserError: an activation is not finite.
     """
     ranges: dict[str, Tensor] = {}
     mask = torch.empty(0, dtype=torch.bool)
@@ -82,24 +113,15 @@ def input_ranges(
 
         return model.get_submodule(name).register_forward_pre_hook(hook)
 
-    seen = 0
     handles = [watch(name) for name in names]
     try:
         with evaluating(model):
-            for batch in batches:
-                inputs = {key: value[: sequences - seen] for key, value in model_inputs(model, batch).items()}
+            for inputs in batches:
                 mask = inputs["attention_mask"].flatten().bool()
                 model(**inputs, use_cache=False)
-                seen += len(inputs["input_ids"])
-                if seen >= sequences:
-                    break
     finally:
         for handle in handles:
             handle.remove()
-    if not seen:
-        raise UserError("calibration: there is not one sequence")
-    if seen < sequences:
-        logger.warning("calibration: only %d sequences of the %d asked for", seen, sequences)
     for name, largest in ranges.items():
         if not bool(largest.isfinite().all()):
             raise UserError(f"calibration: the input of {name} is not finite")

@@ -7,6 +7,7 @@ width costs in accuracy can be measured on any device and learnt through.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 from sparq.errors import UserError
 
 Granularity = Literal["tensor", "channel", "token", "group"]
+Extremes = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 def round_straight_through(x: Tensor) -> Tensor:
@@ -77,34 +79,53 @@ class Quantizer:
             return -largest, largest
         return 0, 2**self.bits - 1
 
-    def range_parameters(self, x: Tensor) -> tuple[Tensor, Tensor | int]:
-        """Step and zero point of the grid that just covers ``x``; shapes broadcast to ``x`` (to its groups)."""
+    def extremes(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Smallest and largest value of whatever shares a scale; shapes broadcast to ``x`` (to its groups)."""
         dims = {
             "tensor": tuple(range(x.ndim)),
             "channel": tuple(range(1, x.ndim)),
         }.get(self.granularity, (-1,))
+        return x.amin(dims, keepdim=True), x.amax(dims, keepdim=True)
+
+    def grid(self, smallest: Tensor, largest: Tensor) -> tuple[Tensor, Tensor | int]:
+        """Step and zero point of the grid from one value to another, of any one shape; values beyond are cut off."""
         low, high = self.levels
         if self.symmetric:
-            scale = x.abs().amax(dims, keepdim=True) / high
-            return _nonzero(scale), 0
-        smallest = x.amin(dims, keepdim=True).clamp(max=0)
-        scale = _nonzero((x.amax(dims, keepdim=True).clamp(min=0) - smallest) / (high - low))
+            return _nonzero(torch.maximum(-smallest, largest) / high), 0
+        smallest = smallest.clamp(max=0)
+        scale = _nonzero((largest.clamp(min=0) - smallest) / (high - low))
         return scale, round_straight_through(-smallest / scale)
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """Fake-quantise values of any shape; shape and dtype stay.
+    def range_parameters(self, x: Tensor) -> tuple[Tensor, Tensor | int]:
+        """Step and zero point of the grid that just covers ``x``; shapes broadcast to ``x`` (to its groups)."""
+        return self.grid(*self.extremes(x))
 
-        Half-precision values go through float32, where 127 steps are still apart from their neighbours.
+    def grouped(self, x: Tensor) -> Tensor:
+        """View values by what shares a scale: [..., groups, group_size] for groups, else as they are.
 
         Raises:
             UserError: the last dimension is not a multiple of ``group_size``.
         """
-        values = x.float() if x.dtype in {torch.float16, torch.bfloat16} else x
-        if self.group_size is not None:
-            if x.shape[-1] % self.group_size:
-                raise UserError(f"group_size: {self.group_size} does not divide the dimension of {x.shape[-1]}")
-            values = values.unflatten(-1, (-1, self.group_size))
-        on_grid = fake_quantize(values, *self.range_parameters(values), *self.levels)
+        if self.group_size is None:
+            return x
+        if x.shape[-1] % self.group_size:
+            raise UserError(f"group_size: {self.group_size} does not divide the dimension of {x.shape[-1]}")
+        return x.unflatten(-1, (-1, self.group_size))
+
+    def __call__(self, x: Tensor, extremes: Extremes | None = None) -> Tensor:
+        """Fake-quantise values of any shape; shape and dtype stay.
+
+        Half-precision values go through float32, where 127 steps are still apart from their neighbours.
+
+        Args:
+            x: the values.
+            extremes: gives the range of the grid for the `grouped` values; None for all that is in them.
+
+        Raises:
+            UserError: the last dimension is not a multiple of ``group_size``.
+        """
+        values = self.grouped(x.float() if x.dtype in {torch.float16, torch.bfloat16} else x)
+        on_grid = fake_quantize(values, *self.grid(*(extremes or self.extremes)(values)), *self.levels)
         return on_grid.reshape(x.shape).to(x.dtype)
 
 

@@ -1,0 +1,159 @@
+"""Perplexity of a language model under every quantisation method and width (simulated).
+
+    python benchmarks/quantization.py                                  # the shipped speechlm-none, on its own text
+    python benchmarks/quantization.py smollm2-135m --text book.txt --length 512
+    python benchmarks/quantization.py runs/better/speechlm --corpus runs/mine --bits 4x4 --clip 1 5
+    python benchmarks/quantization.py --bits 3x16 4x4 --methods round rotation --roundings nearest gptq --clip
+
+A model is a SpeechLM folder or the name of one that ships, or a transformers folder or the name of one that travels in
+a package. A SpeechLM is scored on its textLM task, and with a corpus on speechLM too; any other model on text cut into
+pieces of one length. What is scored is not calibrated on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer
+
+from sparq.artifacts import provenance, write_text
+from sparq.assets import resolve
+from sparq.attention import load_pretrained
+from sparq.corpus.corpus import Corpus
+from sparq.corpus.utterance import Utterance
+from sparq.evaluation.perplexity import padded_batches, perplexity
+from sparq.evaluation.scoring import task_examples
+from sparq.language.speech_lm import SpeechLM
+from sparq.language.tasks import Example
+from sparq.language.vocabulary import Vocabulary
+from sparq.making import calibration_batches, language_model, ready_made
+from sparq.quantization import BlockReport, QuantizationConfig, quantize
+from sparq.quantization.calibration import Batch
+from sparq.quantization.config import FULL_PRECISION, LEARNT, METHODS, ROUNDINGS
+
+Given = tuple[Any, list[Batch], dict[str, list[Example]]]
+
+
+def lines(arguments: argparse.Namespace) -> list[str]:
+    """Lines of the text; of a table, what stands behind the last tab."""
+    text = resolve(arguments.text).read_text(encoding="utf-8")
+    return [line.rpartition("\t")[2] for line in text.splitlines() if line.strip()]
+
+
+def speechlm(folder: Path, arguments: argparse.Namespace) -> Given:
+    lm = SpeechLM.load(folder)
+    if arguments.corpus is None:
+        said = [Utterance(line, torch.empty(0).numpy()) for line in lines(arguments)]
+        made = task_examples(lm.vocabulary, said, "textlm")
+        scored, kept = made[-arguments.scored :], made[: -arguments.scored][: arguments.calibration]
+        return lm.model, list(padded_batches(kept)), {"text": scored}
+    corpus = Corpus.load(arguments.corpus)
+    return (
+        lm.model,
+        calibration_batches(corpus, lm.vocabulary, arguments.calibration),
+        held_out(lm.vocabulary, corpus, arguments),
+    )
+
+
+def held_out(vocabulary: Vocabulary, corpus: Corpus, arguments: argparse.Namespace) -> dict[str, list[Example]]:
+    said = corpus.utterances("held_out")[: arguments.scored]
+    return {name: task_examples(vocabulary, said, task) for name, task in (("text", "textlm"), ("speech", "speechlm"))}
+
+
+def plain(name: str, arguments: argparse.Namespace) -> Given:
+    path = language_model(name)
+    ids = AutoTokenizer.from_pretrained(path)("\n".join(lines(arguments)))["input_ids"]
+    pieces = [ids[at : at + arguments.length] for at in range(0, len(ids) - arguments.length + 1, arguments.length)]
+    made = [Example(piece, piece) for piece in pieces]
+    scored, kept = made[-arguments.scored :], made[: -arguments.scored][: arguments.calibration]
+    return load_pretrained(path, dtype=torch.float32), list(padded_batches(kept)), {"text": scored}
+
+
+def configurations(arguments: argparse.Namespace) -> list[QuantizationConfig]:
+    made = []
+    for weight_bits, activation_bits in arguments.bits:
+        widths = {"weight_bits": weight_bits, "activation_bits": activation_bits, "epochs": arguments.epochs}
+        widths |= {"calibration_sequences": arguments.calibration, "batch_sequences": arguments.batch}
+        for method in arguments.methods:
+            rounds = method not in LEARNT and weight_bits < FULL_PRECISION
+            roundings = arguments.roundings if rounds else ["nearest"]
+            made += [QuantizationConfig(method, **widths, rounding=rounding) for rounding in roundings]
+        clips = arguments.clip if weight_bits < FULL_PRECISION else []
+        made += [QuantizationConfig("smoothquant", **widths, weight_clip_percent=share) for share in clips]
+    return made
+
+
+def row(
+    model: Any, config: QuantizationConfig | None, calibration: Sequence[Batch], scored: dict[str, list[Example]]
+) -> Any:
+    """Quantise a copy of a model, and score it."""
+    start, learnt = time.perf_counter(), []
+
+    def report(block: BlockReport) -> None:
+        learnt.append([block.before, block.after])
+        print(f"    block {block.block} of {block.blocks}: {block.before:.4g} -> {block.after:.4g}", flush=True)
+
+    if config is not None:
+        model = quantize(copy.deepcopy(model), config, calibration, report=report)
+    seconds = time.perf_counter() - start
+    found = {name: perplexity(model, examples) for name, examples in scored.items()}
+    shown = "  ".join(f"{name} {one.perplexity:.3f} ({one.next_token_accuracy:.1f} %)" for name, one in found.items())
+    bits, method = ("W16A16", "full precision") if config is None else (config.bits, config.name)
+    print(f"{bits:<8}{method:<22}{shown}  {seconds:.1f} s", flush=True)
+    return {
+        "bits": bits,
+        "method": config.method if config else method,
+        "rounding": config.rounding if config else None,
+        "weight_clip_percent": config.weight_clip_percent if config else 0,
+        "perplexity": {name: round(one.perplexity, 4) for name, one in found.items()},
+        "next_token_accuracy_percent": {name: round(one.next_token_accuracy, 3) for name, one in found.items()},
+        "tokens": {name: one.tokens for name, one in found.items()},
+        "seconds_to_quantise": round(seconds, 2),
+        "block_errors_before_and_after": learnt,
+    }
+
+
+def widths(text: str) -> tuple[int, int]:
+    weight, _, activation = text.partition("x")
+    return int(weight), int(activation)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", nargs="?", default="speechlm-none")
+    parser.add_argument("--text", default="sparq:recipes/demo.tsv", help="one text in each line")
+    parser.add_argument("--corpus", type=Path, help="for a SpeechLM, in place of the text")
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
+    text = "of the weights, for methods that do not learn"
+    parser.add_argument("--roundings", nargs="+", default=list(ROUNDINGS), choices=ROUNDINGS, help=text)
+    parser.add_argument("--bits", nargs="+", type=widths, default=[(8, 8), (4, 4)], help="such as 4x16: weights 4")
+    parser.add_argument("--clip", nargs="*", type=float, default=[1.0, 5.0], help="percent, for SmoothQuant besides")
+    parser.add_argument("--calibration", type=int, default=128, help="sequences")
+    parser.add_argument("--scored", type=int, default=64, help="sequences")
+    parser.add_argument("--length", type=int, default=512, help="pieces in a sequence, if it is no SpeechLM")
+    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--batch", type=int, default=1, help="sequences in a step of the learning")
+    parser.add_argument("--output", type=Path, default=Path("results/quantization.json"))
+    arguments = parser.parse_args()
+    folder = ready_made(arguments.model, must_exist=False)
+    model, calibration, scored = speechlm(folder, arguments) if folder else plain(arguments.model, arguments)
+    rows = [row(model, config, calibration, scored) for config in (None, *configurations(arguments))]
+    report = {
+        "what": "perplexity and next-token accuracy, quantisation simulated; lower perplexity is better",
+        "made": provenance(),
+        "settings": {name: str(value) for name, value in vars(arguments).items() if name != "output"},
+        "rows": rows,
+    }
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    write_text(arguments.output, json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
