@@ -8,11 +8,12 @@ from torch import nn
 from transformers import AutoModelForCausalLM, BertConfig, BertForMaskedLM
 
 from sparq.attention import install, installed, load_pretrained
+from sparq.attention.install import SIMULATED
 from sparq.errors import UserError
 from sparq.quantization import QuantizationConfig, Quantizer, quantize
 from sparq.quantization.blocks import architecture, blocks
 from sparq.quantization.calibration import input_ranges
-from sparq.quantization.simulate import SimulatedLinear
+from sparq.quantization.simulate import METHOD, SimulatedLinear
 from sparq.quantization.smoothquant import smoothing_scale
 
 # The RMS norms and rotary tables of transformers compute in float32 whatever the model's type.
@@ -264,6 +265,7 @@ def test_quantised_models_come_back_with_their_gates(kind, method, make_tiny, ma
 
 
 def test_gates_of_a_quantised_model_stay(make_tiny, make_batches):
+    assert SIMULATED == METHOD
     plain = quantize(make_tiny("llama-grouped"), QuantizationConfig("round"))
     with pytest.raises(UserError, match="gate: 'per_token' cannot be changed in a quantised model"):
         install(plain, gate="per_token")
