@@ -10,12 +10,13 @@ from transformers import AutoModelForCausalLM, BertConfig, BertForMaskedLM
 
 from sparq import quantization
 from sparq.attention import install, installed, load_pretrained
+from sparq.attention.install import SIMULATED
 from sparq.errors import UserError
 from sparq.quantization import QuantizationConfig, Quantizer, quantize
 from sparq.quantization.blocks import architecture, blocks
 from sparq.quantization.calibration import calibration_steps, input_ranges
 from sparq.quantization.config import METHODS, ROUNDINGS
-from sparq.quantization.simulate import SimulatedLinear
+from sparq.quantization.simulate import METHOD, SimulatedLinear
 from sparq.quantization.smoothquant import smoothing_scale
 
 
@@ -245,6 +246,7 @@ def test_quantised_models_come_back_with_their_gates(kind, method, make_tiny, ma
 
 
 def test_gates_of_a_quantised_model_stay(make_tiny, make_batches):
+    assert SIMULATED == METHOD
     plain = quantize(make_tiny("llama-grouped"), QuantizationConfig("round"))
     with pytest.raises(UserError, match="gate: 'per_token' cannot be changed in a quantised model"):
         install(plain, gate="per_token")

@@ -29,6 +29,7 @@ from sparq.attention.settings import AttentionSettings
 from sparq.errors import UserError
 
 CONFIG_KEY = "sparq_attention"
+SIMULATED = "sparq"  # as ``quantization/simulate.py``, a higher room, calls its models
 # What an installed attention adds to an attention module: trained whole beside adapters, saved, and read back.
 ADDED_MODULES = ("sink_logit", "head_gate")
 
@@ -223,7 +224,8 @@ def _check_additions(model: Any, base: PreTrainedModel, settings: AttentionSetti
     if settings.gated and width % heads:
         raise UserError(f"gate: hidden_size {width} cannot be cut into slices for {heads} heads")
     before = _recorded(base)
-    if getattr(base.config, "quantization_config", None) is not None and before.gated != settings.gated:
+    quantization = getattr(base.config, "quantization_config", None)
+    if getattr(quantization, "quant_method", None) == SIMULATED and before.gated != settings.gated:
         # Where a norm feeds a gate, quantisation has left alone what it would have scaled otherwise.
         raise UserError(f"gate: {settings.gate!r} cannot be changed in a quantised model; install it before")
     wanted = {"sink_logit": settings.sink == "learned", "head_gate": settings.gated}
