@@ -317,6 +317,16 @@ def test_adapt_with_settings_behind_the_options(sparq, lm, corpus, tmp_path):
     assert [entry["step"] for entry in json.loads(out)] == [1, 2]
 
 
+def test_adapt_on_a_packed_base(sparq, lm, corpus):
+    pytest.importorskip("bitsandbytes")
+    settings = ["method=qlora", "qlora.bits=8", "lora.rank=2", "lora.initialisation=loftq", "steps=1", "batch_bins=600"]
+    code, out, _ = sparq("adapt", corpus, "-o", "more", "--model", lm, *settings)
+    assert code == 0
+    done, saved = out.splitlines()
+    assert done == "more/speechlm: 1 steps"
+    assert saved.startswith("frozen weights: ")
+
+
 def test_corpus_of_recordings(sparq, tiny_run, tmp_path):
     (tmp_path / "said").mkdir()
     for name in ("one", "two"):
