@@ -279,6 +279,13 @@ def test_what_cannot_be_rotated_is_refused_and_stays(change, message):
     assert all(torch.equal(*pair) for pair in zip(model.parameters(), before.parameters(), strict=True))
 
 
+def test_what_else_reads_the_stream_is_refused(build):
+    model = build("llama-grouped")
+    model.model.layers[1].self_attn.head_gate = nn.Linear(16, 4)  # as gated attention has it
+    with pytest.raises(UserError, match=r"layers\.1\.self_attn\.head_gate: method 'rotation' does not know"):
+        quantize(model, QuantizationConfig("rotation"))
+
+
 def test_adapters_on_the_embeddings_are_refused(build):
     from peft import LoraConfig, get_peft_model
 
