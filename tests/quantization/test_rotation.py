@@ -314,6 +314,13 @@ def test_rotated_weights_are_rounded_in_clipped_groups(kind, rounding, build, ma
             torch.testing.assert_close(levels, levels.round(), rtol=0, atol=1e-6)
 
 
+def test_what_else_reads_the_stream_is_refused(build):
+    model = build("llama-grouped")
+    model.model.layers[1].self_attn.head_gate = nn.Linear(16, 4)  # as gated attention has it
+    with pytest.raises(UserError, match=r"layers\.1\.self_attn\.head_gate: method 'rotation' does not know"):
+        quantize(model, QuantizationConfig("rotation"))
+
+
 def test_adapters_on_the_embeddings_are_refused(build):
     from peft import LoraConfig, get_peft_model
 

@@ -30,6 +30,8 @@ from sparq.errors import UserError
 from sparq.quantization.blocks import Block, architecture, blocks, matrix
 from sparq.quantization.hadamard import random_signs, rotate
 
+HEAD_MODULES = ("q_norm", "k_norm", "sink_logit")  # see queries, keys and scores of heads, never the stream
+
 
 @torch.no_grad()
 def rotate_model(model: PreTrainedModel, seed: int) -> torch.Generator:
@@ -46,7 +48,7 @@ def rotate_model(model: PreTrainedModel, seed: int) -> torch.Generator:
         UserError: the model is of another kind, or not in full precision. It is then as it was.
     """
     found = blocks(model)
-    _require_rotatable(model)
+    _require_rotatable(model, found)
     generator = torch.Generator().manual_seed(seed)
     row = architecture(model)
     _untie(model)
@@ -109,7 +111,7 @@ def _norms(model: PreTrainedModel, found: list[Block]) -> Iterator[tuple[str, li
     yield architecture(model).final_norm, [model.get_output_embeddings()]
 
 
-def _require_rotatable(model: PreTrainedModel) -> None:
+def _require_rotatable(model: PreTrainedModel, found: list[Block]) -> None:
     row, kind = architecture(model), type(model).__name__
     if not row.pre_norm(model.config):
         raise UserError(
@@ -136,6 +138,17 @@ def _require_rotatable(model: PreTrainedModel) -> None:
     output = model.get_output_embeddings()
     if type(output) is not nn.Linear:
         raise UserError(f"the output layer is a {type(output).__name__}, not a plain linear; merge adapters first")
+    _require_known_modules(model, found)
+
+
+def _require_known_modules(model: PreTrainedModel, found: list[Block]) -> None:
+    row = architecture(model)
+    for block in found:
+        turned = {*block.linears, f"{block.name}.{row.attention_norm}", f"{block.name}.{row.mlp_norm}"}
+        for parameter, _ in model.get_submodule(block.name).named_parameters(block.name):
+            owner = parameter.rpartition(".")[0]
+            if owner not in turned and owner.rpartition(".")[2] not in HEAD_MODULES:
+                raise UserError(f"{owner}: method 'rotation' does not know how to turn what it reads")
 
 
 def _untie(model: Any) -> None:
