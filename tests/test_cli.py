@@ -361,6 +361,24 @@ def test_vocoder(sparq, corpus, tmp_path, monkeypatch):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["voice"]
 
 
+def test_paper_tables(sparq):
+    code, out, err = sparq("paper", "list")
+    assert (code, err) == (0, "")
+    assert len(out.splitlines()) == 12
+    assert "2    low-rank adaptation (6 printed drops do not follow from their rows)" in out.splitlines()
+    code, out, err = sparq("paper", "show", "2")
+    assert (code, err) == (0, "")
+    row = next(line for line in out.splitlines() if line.split()[:3] == ["OPT-350m", "vanilla", "lora"])
+    assert row.split()[-2:] == ["233.98≠", "381.00"]
+    told = json.loads(sparq("paper", "show", "2", "--json")[1])
+    assert len(told["printed"]) == len(told["recomputed_drops"]) == 18
+    assert sum(drop["printed_follows"] is False for drop in told["recomputed_drops"]) == 6
+    assert "NaN loss" in sparq("paper", "show", "4")[1]
+    code, out, err = sparq("paper", "show", "12")
+    assert (code, out) == (2, "")
+    assert err.startswith("sparq: table 12: the paper has none of this name")
+
+
 def test_paper_theory(sparq, tiny_run, lm):
     asked = ("paper", "theory", "--model", lm, "--length", 24, "--sequences", 1)
     other = tiny_run.folder / "none" / "speechlm"

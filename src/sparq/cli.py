@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from sparq import commands
+from sparq import commands, paper_commands
 from sparq.config import QUANTIZATION_METHODS, QUANTIZATION_ROUNDINGS, SINKS
 from sparq.errors import SparqError
 
@@ -226,8 +226,11 @@ def _add_paper(made: Any) -> None:
     text = "What the paper says, beside what is measured"
     command = made.add_parser("paper", help=text, description=text)
     parts = command.add_subparsers(required=True, dest="part", metavar="PART")
+    _add(parts, "list", paper_commands.list_tables, "Name the paper's tables")
+    table = _add(parts, "show", paper_commands.show_table, "Show a table as it is printed, its drops recomputed")
+    table.add_argument("table", help="its name, such as 1 or G.1")
     text = "Theorem C.1 at work on random models, and the norms of proposition C.1 in a SpeechLM"
-    theory = _add(parts, "theory", commands.paper_theory, text)
+    theory = _add(parts, "theory", paper_commands.show_theory, text)
     theory.add_argument("--before", help="the SpeechLM before it was adapted, for the norms of what changed")
     theory.add_argument("--length", type=_positive, default=256, help="pieces in a sequence (default 256)")
     theory.add_argument("--sequences", type=_positive, default=4, help="that the model writes, of text and of speech")

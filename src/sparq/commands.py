@@ -283,31 +283,3 @@ def assets(given: argparse.Namespace) -> None:
         return
     for asset in found:
         print(f"{asset['kind']:10}{asset['name']:28}{asset['path'] or asset['missing']}")
-
-
-def paper_theory(given: argparse.Namespace) -> None:
-    """Show appendix C: the theorem at work, and the norms of a SpeechLM."""
-    import sparq
-    from sparq.paper.demonstration import demonstrate
-    from sparq.paper.norms import adaptation_norms, bound, own_sequences
-
-    lm = _load(given)
-    before = sparq.load(given.before).model if given.before else None
-    sequences = own_sequences(lm.model, lm.vocabulary, given.length, given.sequences, given.seed)
-    layers = adaptation_norms(lm.model, sequences, before)
-    shown = demonstrate(seed=given.seed)
-    if given.json:
-        norms = {"length": given.length, "bound": bound(given.length), "layers": [*map(dataclasses.asdict, layers)]}
-        _print_json({"theorem": dataclasses.asdict(shown), "proposition": norms})
-        return
-    print(f"Theorem C.1, random models: gaps {', '.join(map(str, shown.gaps))}, sufficient rank {shown.sufficient}")
-    print(f"{'rank of the adapters':28}{'largest difference to the target':>34}")
-    for rank, deviation in shown.deviations.items():
-        print(f"{rank:<28}{deviation:34.1e}")
-    print(
-        f"\nProposition C.1, {len(sequences)} sequences of {given.length} pieces: √(ln L) = {bound(given.length):.2f}"
-    )
-    print(f"{'largest magnitudes':28}{'keys':>10}{'queries':>10}{'adapters':>10}")
-    for layer in layers:
-        adapters = "" if layer.adapters is None else f"{layer.adapters:.2f}"
-        print(f"{layer.layer:28}{layer.keys:10.2f}{layer.queries:10.2f}{adapters:>10}")

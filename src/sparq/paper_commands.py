@@ -5,16 +5,20 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+from typing import TYPE_CHECKING
 
-from sparq.paper.printed import TITLES, Improvement, Other, Printed, improvements, other_table, scores_table
+if TYPE_CHECKING:
+    from sparq.paper.printed import Improvement, Other, Printed
 
 _MARK = "≠"  # behind a printed drop that does not follow from its row
 
 
 def list_tables(given: argparse.Namespace) -> None:
     """Name the paper's tables."""
+    from sparq.paper.printed import TITLES, other_table, scores_table
+
     if given.json:
-        print(json.dumps(TITLES, indent=1))
+        _print_json(TITLES)
         return
     for name, title in TITLES.items():
         wrong = sum(row.follows is False for row in scores_table(name)) if not other_table(name) else 0
@@ -23,6 +27,8 @@ def list_tables(given: argparse.Namespace) -> None:
 
 def show_table(given: argparse.Namespace) -> None:
     """Show a table as it is printed, with its drops recomputed."""
+    from sparq.paper.printed import TITLES, improvements, other_table, scores_table
+
     others = other_table(given.table)
     rows = [] if others else scores_table(given.table)
     better = improvements(rows)
@@ -33,7 +39,7 @@ def show_table(given: argparse.Namespace) -> None:
             "recomputed_drops": [{"percent": row.recomputed, "printed_follows": row.follows} for row in rows],
             "improvements": [dataclasses.asdict(one) for one in better],
         }
-        print(json.dumps(told, indent=1, ensure_ascii=False))
+        _print_json(told)
         return
     print(f"Table {given.table} of the paper, {TITLES[given.table]}; none of it was measured here\n")
     _print_others(others) if others else _print_scores(rows)
@@ -71,3 +77,35 @@ def _print_improvements(rows: list[Improvement]) -> None:
         setting = row.setting
         names = f"{setting.model:10}{setting.adaptation:12}{setting.quantisation:20}{setting.bits:8}"
         print(f"{names}{row.of_drops:>12.1f}{row.of_scores:>12.1f}")
+
+
+def show_theory(given: argparse.Namespace) -> None:
+    """Show appendix C: the theorem at work, and the norms of a SpeechLM."""
+    import sparq
+    from sparq.paper.demonstration import demonstrate
+    from sparq.paper.norms import adaptation_norms, bound, own_sequences
+
+    lm = sparq.load(given.model)
+    before = sparq.load(given.before).model if given.before else None
+    sequences = own_sequences(lm.model, lm.vocabulary, given.length, given.sequences, given.seed)
+    layers = adaptation_norms(lm.model, sequences, before)
+    shown = demonstrate(seed=given.seed)
+    if given.json:
+        norms = {"length": given.length, "bound": bound(given.length), "layers": [*map(dataclasses.asdict, layers)]}
+        _print_json({"theorem": dataclasses.asdict(shown), "proposition": norms})
+        return
+    print(f"Theorem C.1, random models: gaps {', '.join(map(str, shown.gaps))}, sufficient rank {shown.sufficient}")
+    print(f"{'rank of the adapters':28}{'largest difference to the target':>34}")
+    for rank, deviation in shown.deviations.items():
+        print(f"{rank:<28}{deviation:34.1e}")
+    print(
+        f"\nProposition C.1, {len(sequences)} sequences of {given.length} pieces: √(ln L) = {bound(given.length):.2f}"
+    )
+    print(f"{'largest magnitudes':28}{'keys':>10}{'queries':>10}{'adapters':>10}")
+    for layer in layers:
+        adapters = "" if layer.adapters is None else f"{layer.adapters:.2f}"
+        print(f"{layer.layer:28}{layer.keys:10.2f}{layer.queries:10.2f}{adapters:>10}")
+
+
+def _print_json(value: object) -> None:
+    print(json.dumps(value, indent=1, ensure_ascii=False))
