@@ -1,0 +1,74 @@
+"""Write the tables of README.md anew, from what is kept under results/.
+
+python benchmarks/tables.py
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+SINKS = ("none", "max", "zero")
+SOURCES = {
+    "test": "LJ Speech test sentences, voiced",
+    "test/phrases": "phrases of one to five words cut out of them, voiced",
+    "kathleen": "prompts read by a human voice that other prompts were trained on",
+}
+
+
+def table(head: list[str], rows: list[list[str]], *, left: int) -> str:
+    lines = [head, ["---"] * left + ["---:"] * (len(head) - left), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def number(value: float | None, digits: int) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def demo(kept: dict[str, Any]) -> str:
+    columns = {
+        "text ppl": ("text_perplexity", 2), "speech ppl": ("speech_perplexity", 2), "ASR WER %": ("asr_wer", 1),
+        "TTS WER %": ("tts_wer", 1), "average drop %": ("average_drop", 1),
+        "max. infinity norm": ("maximum_infinity_norm", 1), "avg. kurtosis": ("average_kurtosis", 2),
+    }  # fmt: skip
+    rows = [
+        [row["sink"], row["bits"], *(number(row[name], digits) for name, digits in columns.values())]
+        for row in kept["rows"]
+    ]
+    return table(["attention", "bits", *columns], rows, left=2)
+
+
+def shipped(kept: dict[str, Any]) -> str:
+    rows = []
+    for source, what in SOURCES.items():
+        measured = kept["sources"][source]
+        utterances = str(measured[SINKS[0]]["utterances"])
+        for task, name in (("ASR", "asr_wer"), ("TTS", "tts_wer")):
+            rows.append([what, utterances, task, *(number(measured[sink][name], 1) for sink in SINKS)])
+    said = "Word error rates in percent, on what they never saw ([JSON](results/shipped_models.json); a beam of "
+    said += f"{kept['beam']}, weighed again, to listen; greedy to speak):\n\n"
+    heard = kept["resynthesis_wer"]["test"]
+    after = f"\nThe vocoder alone, from real units of the same sentences: {heard['raw units']:.1f} % as they are, "
+    after += (
+        f"{heard['merged units']:.1f} % merged, with predicted durations. About a third of the phrases also occur\n"
+    )
+    after += "inside a training text.\n"
+    return said + table(["heard or said", "number", "task", *SINKS], rows, left=3) + after
+
+
+def main() -> None:
+    readme = ROOT / "README.md"
+    text = readme.read_text(encoding="utf-8")
+    for name, file, written in (("demo-table", "demo_table", demo), ("shipped", "shipped_models", shipped)):
+        kept = json.loads((ROOT / "results" / f"{file}.json").read_text(encoding="utf-8"))
+        pattern = re.compile(rf"(?<=<!-- {name} -->\n).*?(?=<!-- /{name} -->)", re.DOTALL)
+        text, count = pattern.subn(lambda _: written(kept), text)  # noqa: B023 - called at once
+        assert count == 1, name
+    readme.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
