@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -48,16 +49,19 @@ def shipped(kept: dict[str, Any]) -> str:
         utterances = str(measured[SINKS[0]]["utterances"])
         for task, name in (("ASR", "asr_wer"), ("TTS", "tts_wer")):
             rows.append([what, utterances, task, *(number(measured[sink][name], 1) for sink in SINKS)])
-    said = (
-        "Word error rates in percent, on what they never saw ([JSON](results/shipped_models.json); they listen with a\n"
+    before = (
+        "Word error rates in percent, on what they never saw ([JSON](results/shipped_models.json); they listen with a "
+        f"beam of {kept['beam']}, whose texts are weighed again, and speak greedily):"
     )
-    said += f"beam of {kept['beam']}, whose texts are weighed again, and speak greedily):\n\n"
-    raw, merged = kept["resynthesis_wer"]["test"]["raw units"], kept["resynthesis_wer"]["test"]["merged units"]
-    short = kept["resynthesis_wer"]["test/phrases"]["merged units"]
-    after = f"\nThe vocoder alone, from real units of the same sentences: {raw:.1f} %, and {merged:.1f} % from merged ones with\n"
-    after += f"predicted durations; from those of the phrases {short:.1f} %, so spoken phrases fail at the vocoder, and at a\n"
-    after += "judge without context. Of the phrases 37 % also occur inside a training text.\n"
-    return said + table(["heard or said", "number", "task", *SINKS], rows, left=3) + after
+    alone = kept["resynthesis_wer"]
+    after = (
+        f"The vocoder alone, from real units of the same sentences: {alone['test']['raw units']:.1f} %, and "
+        f"{alone['test']['merged units']:.1f} % from merged ones with predicted durations; from those of the phrases "
+        f"{alone['test/phrases']['merged units']:.1f} %, so spoken phrases fail at the vocoder, and at a judge without "
+        "context. Of the phrases 37 % also occur inside a training text."
+    )
+    made = table(["heard or said", "number", "task", *SINKS], rows, left=3)
+    return f"{textwrap.fill(before, 120)}\n\n{made}\n{textwrap.fill(after, 120)}\n"
 
 
 def main() -> None:
