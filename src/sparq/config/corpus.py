@@ -1,0 +1,123 @@
+"""The corpus and its units, and the vocabulary over both."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sparq.errors import UserError
+from sparq.schema import key
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderConfig:
+    """The speech encoder whose features become units.
+
+    Attributes:
+        name: "moonshine-tiny" (travels in a package), or a HuBERT folder or hub name.
+        layer: layer whose output is taken; null for the encoder's own default.
+    """
+
+    name: str = "moonshine-tiny"
+    layer: int | None = key(None, minimum=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnitsConfig:
+    """The codebook: k-means over encoder features.
+
+    Attributes:
+        name: a ready codebook; null fits one.
+        clusters: number of units (paper, E.3: 200).
+        fit_utterances: how many utterances k-means sees.
+        seed: of the choice of utterances and of k-means.
+    """
+
+    name: str | None = None
+    clusters: int = key(200, minimum=2)
+    fit_utterances: int = key(400, minimum=1)
+    seed: int = key(0, minimum=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VocabularyConfig:
+    """The pieces that text and speech are written in.
+
+    Attributes:
+        name: a ready vocabulary; null makes one.
+        mode: "joint", SentencePiece over text and units (the paper), or "extend", the model's own tokenizer plus units.
+        size: number of pieces of a joint vocabulary.
+        deduplicate: whether runs of one unit are merged.
+        normalisation: of text: "none", "lower" (VoxtLM), or "letters" (letters, digits and apostrophes alone).
+    """
+
+    name: str | None = None
+    mode: str = key("joint", choices=("joint", "extend"))
+    size: int = key(1000, minimum=16)
+    deduplicate: bool = True
+    normalisation: str = key("letters", choices=("none", "lower", "letters"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceConfig:
+    """Speech with its text: read from recordings, or text voiced by a teacher.
+
+    Attributes:
+        kind: "text" (voiced by ``voice``) or "audio" (recordings with transcripts).
+        path: the file or folder.
+        name: how the source is called in the corpus; null for the name of the file or folder, without its suffix.
+        voice: the teacher that reads text out.
+        speeds: speaking rates, drawn from for each utterance; 1 is the voice's own.
+        phrases: how many phrases of one to five words are cut out of the text besides; they are a source of their own,
+            "<name>/phrases".
+        held_out: how many different sentences are kept for evaluation and never trained on, whoever says them; with
+            ``phrases``, one phrase of each of them too.
+        held_out_from: "anywhere" in the source, or its "end", where published corpora have their development part.
+        limit: how many sentences are used at most, those held out included; null for all.
+        keep_audio: how many training sentences keep their audio, which a vocoder is trained on.
+    """
+
+    kind: str = key(choices=("text", "audio"))
+    path: str
+    name: str | None = key(None, pattern=r"[^/]+")
+    voice: str = "hibari"
+    speeds: tuple[float, ...] = key((1.0,), minimum=0.25, maximum=4)
+    phrases: int = key(0, minimum=0)
+    held_out: int = key(0, minimum=0)
+    held_out_from: str = key("anywhere", choices=("anywhere", "end"))
+    limit: int | None = key(None, minimum=1)
+    keep_audio: int = key(0, minimum=0)
+
+    def __post_init__(self) -> None:
+        if not self.speeds:
+            raise UserError("speeds: [] (expected at least one speed)")
+        if self.phrases and self.kind == "audio":
+            raise UserError(
+                f"phrases: {self.phrases} (expected 0 for audio: phrases are cut out of text that is voiced)"
+            )
+        if self.limit is not None and self.held_out > self.limit:
+            raise UserError(f"held_out: {self.held_out} (expected at most the limit, which is {self.limit})")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorpusConfig:
+    """What the model learns from.
+
+    Attributes:
+        sources: where speech and text come from.
+        encoder: makes features of speech.
+        units: makes units of features.
+        processes: how many processes voice and encode; what comes out is the same for any number.
+        limit: how many utterances over all sources at most, in the sources' proportions; null for all.
+        seed: of every random choice (speeds, phrases, the held-out part).
+    """
+
+    sources: tuple[SourceConfig, ...]
+    encoder: EncoderConfig = EncoderConfig()
+    units: UnitsConfig = UnitsConfig()
+    processes: int = key(2, minimum=1)
+    limit: int | None = key(None, minimum=1)
+    seed: int = key(0, minimum=0)
+
+    def __post_init__(self) -> None:
+        if not self.sources:
+            raise UserError("sources: [] (expected at least one source)")

@@ -1,0 +1,27 @@
+"""The vocoder, ready made or trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sparq.schema import key
+
+
+@dataclass(frozen=True, kw_only=True)
+class VocoderTrainingConfig:
+    """The unit vocoder, ready made or trained on the corpus (paper, E.3).
+
+    Attributes:
+        name: a ready vocoder; null trains one.
+        preset: "paper" (hop 320, for HuBERT), "paper-384" (the same for Moonshine's hop), or "small" (hop 384), which
+            trains on a processor.
+        steps: optimizer steps; null for what the preset takes.
+        batch: segments in a batch; null for what the preset takes.
+        seed: of the segments and of new weights.
+    """
+
+    name: str | None = None
+    preset: str = key("paper-384", choices=("paper", "paper-384", "small"))
+    steps: int | None = key(None, minimum=1)
+    batch: int | None = key(None, minimum=1)
+    seed: int = key(0, minimum=0)
