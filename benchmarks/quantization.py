@@ -28,8 +28,9 @@ from sparq.assets import resolve
 from sparq.attention import load_pretrained
 from sparq.corpus.corpus import Corpus
 from sparq.corpus.utterance import Utterance
-from sparq.evaluation.perplexity import padded_batches, perplexity
+from sparq.evaluation.perplexity import perplexity
 from sparq.evaluation.scoring import task_examples
+from sparq.language.likelihood import padded_batches
 from sparq.language.speech_lm import SpeechLM
 from sparq.language.tasks import Example
 from sparq.language.vocabulary import Vocabulary

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -38,7 +40,8 @@ JOINED = {"gpt2", "gpt_neox"}
 
 def build(kind):
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(CONFIGS[kind], dtype=torch.float64).eval()
+    # A configuration of its own: it records the attention that a test installs.
+    model = AutoModelForCausalLM.from_config(copy.deepcopy(CONFIGS[kind]), dtype=torch.float64).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:
