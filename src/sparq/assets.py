@@ -112,5 +112,10 @@ def _convert_gguf(gguf: Path, folder: Path) -> None:
     """Write a GGUF file's model and tokenizer as safetensors; transformers dequantises it in Python, which is slow."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    # transformers still calls it quantised, and would not save it, though every weight is an ordinary tensor now.
+    quantizer = getattr(model, "hf_quantizer", None)
+    if quantizer is not None:
+        quantizer.remove_quantization_config(model)
+    model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
