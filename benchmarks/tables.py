@@ -1,4 +1,4 @@
-"""Write the tables of README.md anew, from what is kept under results/.
+"""Write the measured tables of the documents anew, from what is kept under results/.
 
 python benchmarks/tables.py
 """
@@ -6,7 +6,6 @@ python benchmarks/tables.py
 from __future__ import annotations
 
 import json
-import re
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -64,15 +63,31 @@ def shipped(kept: dict[str, Any]) -> str:
     return f"{textwrap.fill(before, 120)}\n\n{made}\n{textwrap.fill(after, 120)}\n"
 
 
+def methods(kept: dict[str, Any]) -> str:
+    rows = [
+        [row["bits"], f"{row['method']}, {row['rounding']}" if row["rounding"] else row["method"],
+         number(row["perplexity"]["text"], 1), number(row["seconds_to_quantise"], 0)]
+        for row in kept["rows"]
+    ]  # fmt: skip
+    return table(["bits", "method", "text perplexity", "seconds"], rows, left=2)
+
+
+TABLES = (
+    ("README.md", "demo-table", "demo_table", demo),
+    ("README.md", "shipped", "shipped_models", shipped),
+    ("docs/quantization.md", "smollm2", "quantization_smollm2", methods),
+)
+
+
 def main() -> None:
-    readme = ROOT / "README.md"
-    text = readme.read_text(encoding="utf-8")
-    for name, file, written in (("demo-table", "demo_table", demo), ("shipped", "shipped_models", shipped)):
+    for document, name, file, written in TABLES:
         kept = json.loads((ROOT / "results" / f"{file}.json").read_text(encoding="utf-8"))
-        pattern = re.compile(rf"(?<=<!-- {name} -->\n).*?(?=<!-- /{name} -->)", re.DOTALL)
-        text, count = pattern.subn(lambda _: written(kept), text)  # noqa: B023 - called at once
-        assert count == 1, name
-    readme.write_text(text, encoding="utf-8")
+        text = (ROOT / document).read_text(encoding="utf-8")
+        before, marked, rest = text.partition(f"<!-- {name} -->\n")
+        _, end, after = rest.partition(f"<!-- /{name} -->")
+        assert marked, name
+        assert end, name
+        (ROOT / document).write_text(before + marked + written(kept) + end + after, encoding="utf-8")
 
 
 if __name__ == "__main__":
