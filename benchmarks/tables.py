@@ -63,9 +63,14 @@ def shipped(kept: dict[str, Any]) -> str:
     return f"{textwrap.fill(before, 120)}\n\n{made}\n{textwrap.fill(after, 120)}\n"
 
 
+def method_name(row: dict[str, Any]) -> str:
+    clipped = f", {row['weight_clip_percent']:g} % clipped" if row["weight_clip_percent"] else ""
+    return row["method"] + (", GPTQ" if row["rounding"] == "gptq" else "") + clipped
+
+
 def methods(kept: dict[str, Any]) -> str:
     rows = [
-        [row["bits"], f"{row['method']}, {row['rounding']}" if row["rounding"] else row["method"],
+        [row["bits"], method_name(row),
          number(row["perplexity"]["text"], 1), number(row["seconds_to_quantise"], 0)]
         for row in kept["rows"]
     ]  # fmt: skip
@@ -76,6 +81,7 @@ TABLES = (
     ("README.md", "demo-table", "demo_table", demo),
     ("README.md", "shipped", "shipped_models", shipped),
     ("docs/quantization.md", "smollm2", "quantization_smollm2", methods),
+    ("docs/quantization.md", "speechlm-none", "quantization_speechlm_none", methods),
 )
 
 
