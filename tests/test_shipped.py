@@ -28,7 +28,7 @@ def test_a_shipped_model_speaks_and_hears(sink):
     assert settings is not None
     assert settings.sink == sink
     said = [wave for wave, _ in lm.speak(SENTENCES)]
-    assert word_error_rate(SENTENCES, load_recogniser().transcribe(said)).wer <= 50
+    assert word_error_rate(SENTENCES, load_recogniser().transcribe(said)).wer <= 20
     voice = load_voice("hibari")
     heard = lm.transcribe([voice.speak(sentence).waveform for sentence in SENTENCES])
-    assert word_error_rate(SENTENCES, heard).wer <= 50
+    assert word_error_rate(SENTENCES, heard).wer <= 20
