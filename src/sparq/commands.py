@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 AUDIO = {".wav", ".flac", ".ogg", ".mp3"}
 
 
-def _print_json(value: object) -> None:
+def print_json(value: object) -> None:
+    """Print what a command found, for programs to read."""
     print(json.dumps(value, indent=1, ensure_ascii=False))
 
 
@@ -81,7 +82,7 @@ def run(given: argparse.Namespace) -> None:
         watcher = Watcher(terminal.stage, terminal.training, terminal.note)
         rows, report = finish(recipe, watcher, quiet=given.json)
     if given.json:
-        _print_json({"rows": rows, "report": str(report)})
+        print_json({"rows": rows, "report": str(report)})
         return
     terminal.table(rows)
     print(f"report: {report}")
@@ -102,7 +103,7 @@ def adapt(given: argparse.Namespace) -> None:
         watcher = Watcher(terminal.stage, terminal.training, terminal.note)
         history = adapt_speechlm(_model_folder(given), corpus, given.sink, config, output, watcher)
     if given.json:
-        _print_json(history)
+        print_json(history)
     else:
         print(f"{output / SPEECHLM}: {history[-1]['step']} steps")
         packed = output / TRAINING / MEMORY
@@ -148,7 +149,7 @@ def evaluate(given: argparse.Namespace) -> None:
     held_out = Corpus.load(Path(given.corpus)).utterances("held_out", given.source)
     result = assess(_load(given), held_out, load_recogniser(given.recogniser), config)
     if given.json:
-        _print_json(dataclasses.asdict(result))
+        print_json(dataclasses.asdict(result))
         return
     for name, value in dataclasses.asdict(result.scores).items():
         print(f"{name.replace('_', ' '):28}{value:10.2f}")
@@ -165,7 +166,7 @@ def outliers(given: argparse.Namespace) -> None:
     lm = _load(given)
     found = outliers_by_modality(lm.model, lm.vocabulary, held_out)
     if given.json:
-        _print_json({kind: dataclasses.asdict(report) for kind, report in found.items()})
+        print_json({kind: dataclasses.asdict(report) for kind, report in found.items()})
         return
     print(f"{'':20}{'maximum infinity norm':>24}{'average kurtosis':>20}")
     for kind, report in found.items():
@@ -176,7 +177,7 @@ def transcribe(given: argparse.Namespace) -> None:
     """Write down what is said."""
     texts = _load(given).transcribe(_audio(given.files), _options(given))
     if given.json:
-        _print_json([{"file": name, "text": text} for name, text in zip(given.files, texts, strict=True)])
+        print_json([{"file": name, "text": text} for name, text in zip(given.files, texts, strict=True)])
         return
     for name, text in zip(given.files, texts, strict=True):
         print(text if len(texts) == 1 else f"{name}\t{text}")
@@ -223,7 +224,7 @@ def corpus(given: argparse.Namespace) -> None:
         defaults |= {"units": {"name": given.codebook}, "encoder": {"name": book.encoder_name, "layer": book.layer}}
     made = build_corpus(_read_settings(CorpusConfig, defaults, given), Path(given.output), quiet=given.json)
     if given.json:
-        _print_json(made.statistics)
+        print_json(made.statistics)
     else:
         print(f"{given.output}: {made.summary}")
 
@@ -238,7 +239,7 @@ def units(given: argparse.Namespace) -> None:
     extracted = extractor.extract([load_audio(source) for source in _audio(given.files)])
     sequences = [(merge_repeats(raw)[0] if given.merged else raw).tolist() for raw in extracted]
     if given.json:
-        _print_json([{"file": name, "units": found} for name, found in zip(given.files, sequences, strict=True)])
+        print_json([{"file": name, "units": found} for name, found in zip(given.files, sequences, strict=True)])
         return
     for found in sequences:
         print(" ".join(map(str, found)))
@@ -279,7 +280,7 @@ def assets(given: argparse.Namespace) -> None:
             except UserError as error:
                 found.append({"kind": kind, "name": name, "path": None, "missing": str(error)})
     if given.json:
-        _print_json(found)
+        print_json(found)
         return
     for asset in found:
         print(f"{asset['kind']:10}{asset['name']:28}{asset['path'] or asset['missing']}")

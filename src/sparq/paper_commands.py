@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 from typing import TYPE_CHECKING
+
+from sparq.commands import print_json
 
 if TYPE_CHECKING:
     from sparq.paper.printed import Improvement, Other, Printed
@@ -18,7 +19,7 @@ def list_tables(given: argparse.Namespace) -> None:
     from sparq.paper.printed import TITLES, other_table, scores_table
 
     if given.json:
-        _print_json(TITLES)
+        print_json(TITLES)
         return
     for name, title in TITLES.items():
         wrong = sum(row.follows is False for row in scores_table(name)) if not other_table(name) else 0
@@ -39,7 +40,7 @@ def show_table(given: argparse.Namespace) -> None:
             "recomputed_drops": [{"percent": row.recomputed, "printed_follows": row.follows} for row in rows],
             "improvements": [dataclasses.asdict(one) for one in better],
         }
-        _print_json(told)
+        print_json(told)
         return
     print(f"Table {given.table} of the paper, {TITLES[given.table]}; none of it was measured here\n")
     _print_others(others) if others else _print_scores(rows)
@@ -92,7 +93,7 @@ def show_theory(given: argparse.Namespace) -> None:
     shown = demonstrate(seed=given.seed)
     if given.json:
         norms = {"length": given.length, "bound": bound(given.length), "layers": [*map(dataclasses.asdict, layers)]}
-        _print_json({"theorem": dataclasses.asdict(shown), "proposition": norms})
+        print_json({"theorem": dataclasses.asdict(shown), "proposition": norms})
         return
     print(f"Theorem C.1, random models: gaps {', '.join(map(str, shown.gaps))}, sufficient rank {shown.sufficient}")
     print(f"{'rank of the adapters':28}{'largest difference to the target':>34}")
@@ -105,7 +106,3 @@ def show_theory(given: argparse.Namespace) -> None:
     for layer in layers:
         adapters = "" if layer.adapters is None else f"{layer.adapters:.2f}"
         print(f"{layer.layer:28}{layer.keys:10.2f}{layer.queries:10.2f}{adapters:>10}")
-
-
-def _print_json(value: object) -> None:
-    print(json.dumps(value, indent=1, ensure_ascii=False))
