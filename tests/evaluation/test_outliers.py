@@ -3,43 +3,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
+from measured_models import MODELS, batches, flows, model_of, sequences
 
 from sparq.errors import UserError
-from sparq.evaluation.outliers import measured_modules, outliers, sequence_statistics
+from sparq.evaluation.outliers import PARTS, by_layer, measured_modules, outliers, sequence_statistics
 from sparq.quantization import QuantizationConfig, quantize
-
-
-def opt(*, pre_norm):
-    return OPTForCausalLM(
-        OPTConfig(
-            vocab_size=40,
-            hidden_size=16,
-            num_hidden_layers=3,
-            ffn_dim=32,
-            num_attention_heads=2,
-            word_embed_proj_dim=16,
-            do_layer_norm_before=pre_norm,
-            dropout=0.5,
-        )
-    )
-
-
-MODELS = {
-    "opt-pre-norm": lambda: opt(pre_norm=True),
-    "opt-post-norm": lambda: opt(pre_norm=False),
-    "llama": lambda: LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=40,
-            hidden_size=16,
-            intermediate_size=32,
-            num_hidden_layers=3,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-        )
-    ),
-    "gpt2": lambda: GPT2LMHeadModel(GPT2Config(vocab_size=40, n_embd=16, n_layer=3, n_head=2)),
-}
+from sparq.quantization.blocks import architecture
 
 
 @pytest.fixture(params=list(MODELS))
@@ -47,50 +16,12 @@ def kind(request):
     return request.param
 
 
-def model_of(kind):
-    torch.manual_seed(0)
-    model = MODELS[kind]()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
-    return model.double().train()
-
-
-def sequences():
-    generator = torch.Generator().manual_seed(1)
-    return [torch.randint(3, 40, (length,), generator=generator) for length in (5, 9, 3, 12)]
-
-
-def batches(size, side="right"):
-    made = []
-    for start in range(0, 4, size):
-        chosen = sequences()[start : start + size]
-        longest = max(map(len, chosen))
-        ids, mask = torch.ones(len(chosen), longest).long(), torch.zeros(len(chosen), longest).long()
-        for row, one in enumerate(chosen):
-            where = slice(0, len(one)) if side == "right" else slice(longest - len(one), None)
-            ids[row, where], mask[row, where] = one, 1
-        made.append({"input_ids": ids, "attention_mask": mask})
-    return made
-
-
-def into(caught, name):
-    return lambda _, __, y: caught.update({name: y[0] if isinstance(y, tuple) else y})
-
-
 def in_numpy(model, names):
     """The definition, one unpadded sequence at a time."""
     model.eval()
     norms, kurtoses = {name: [] for name in names}, {name: [] for name in names}
     for ids in sequences():
-        caught = {}
-        handles = [model.get_submodule(name).register_forward_hook(into(caught, name)) for name in names]
-        with torch.no_grad():
-            model(ids[None])
-        for handle in handles:
-            handle.remove()
-        for name, y in caught.items():
-            x = y.numpy().ravel()
+        for name, (_, x) in flows(model, names, ids).items():
             norms[name].append(np.abs(x).max())
             kurtoses[name].append(((x - x.mean()) ** 4).mean() / x.std() ** 4)
     return {n: np.mean(v) for n, v in norms.items()}, {n: np.mean(v) for n, v in kurtoses.items()}
@@ -122,6 +53,17 @@ def test_the_modules_are_5n_plus_1(kind):
     if kind == "llama":
         parts = ["input_layernorm", "mlp.down_proj", "post_attention_layernorm", "self_attn.o_proj"]
         assert {"model.layers.0", *(f"model.layers.0.{part}" for part in parts)} == set(names[:5])
+
+
+def test_values_sorted_by_layer(kind):
+    report = outliers(model_of(kind), batches(2))
+    table = by_layer(report.kurtoses)
+    assert [len(row) for row in table] == [len(PARTS)] * 3
+    row = architecture(model_of(kind))
+    names = ("", row.attention_norm, row.attention_output, row.mlp_norm, row.mlp_output)
+    for layer in range(3):
+        wanted = [report.kurtoses[f"{row.layers}.{layer}.{name}".rstrip(".")] for name in names]
+        assert table[layer] == wanted
 
 
 @pytest.mark.parametrize(

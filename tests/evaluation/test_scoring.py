@@ -16,7 +16,7 @@ from sparq.errors import UserError
 from sparq.evaluation.outliers import outliers
 from sparq.evaluation.perplexity import perplexity
 from sparq.evaluation.recognition import word_error_rate
-from sparq.evaluation.scoring import LIVE, assess, live_measure, outliers_by_modality, task_examples
+from sparq.evaluation.scoring import LIVE, assess, live_measure, outliers_by_modality, sinks_by_modality, task_examples
 from sparq.language.likelihood import padded_batches
 from sparq.language.speech_lm import SpeechLM
 from sparq.language.tasks import TASKS, example
@@ -132,7 +132,7 @@ def test_a_model_without_a_voice(lm):
 def test_live_measure(lm):
     many = utterances(LIVE + 5)
     values = live_measure(lm.vocabulary, many)(lm.model)
-    assert len(values) == 2 * len(TASKS) + 2 * 3
+    assert len(values) == 2 * len(TASKS) + 4 * 3
     for task in TASKS:
         likelihood = perplexity(lm.model, task_examples(lm.vocabulary, many[:LIVE], task))
         assert values[f"held_out/{task}/accuracy"] == likelihood.next_token_accuracy
@@ -140,6 +140,9 @@ def test_live_measure(lm):
     for kind, report in outliers_by_modality(lm.model, lm.vocabulary, many[:LIVE]).items():
         assert values[f"outliers/{kind}/maximum_infinity_norm"] == report.maximum_infinity_norm
         assert values[f"outliers/{kind}/average_kurtosis"] == report.average_kurtosis
+    for kind, report in sinks_by_modality(lm.model, lm.vocabulary, many[:LIVE]).items():
+        assert values[f"outliers/{kind}/first_token_attention"] == report.first_token_attention
+        assert values[f"outliers/{kind}/massive_activation_ratio"] == report.massive_activation_ratio
 
 
 def test_live_measure_leaves_out_what_cannot_be_measured(lm):

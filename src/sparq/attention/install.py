@@ -62,7 +62,7 @@ class SinkLogit(nn.Module):
         return self.weight.to(query.device)
 
 
-def _attend(
+def attend(
     module: Any,
     query: Tensor,
     key: Tensor,
@@ -121,13 +121,27 @@ def _attend(
 
 def _register(settings: AttentionSettings) -> None:
     """Make a choice known to transformers under its name."""
-    AttentionInterface.register(settings.name, functools.partial(_attend, settings=settings))
+    AttentionInterface.register(settings.name, functools.partial(attend, settings=settings))
     AttentionMaskInterface.register(settings.name, sdpa_mask)
 
 
 def base_model(model: Any) -> PreTrainedModel:
     """Give the Hugging Face model under a PEFT model, or the model itself."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def supported_model(model: Any) -> PreTrainedModel:
+    """Give the model that attention is installed into, out of the PEFT model around it.
+
+    Raises:
+        UserError: the architecture cannot take it.
+    """
+    base = base_model(model)
+    kind = getattr(getattr(base, "config", None), "model_type", type(base).__name__)
+    if kind not in ARCHITECTURES:
+        known = ", ".join(sorted(ARCHITECTURES))
+        raise UserError(f"model_type {kind!r} cannot take outlier-free attention (supported: {known})")
+    return base
 
 
 def attention_modules(base: PreTrainedModel) -> Iterator[tuple[str, Any]]:
@@ -177,11 +191,7 @@ def install(
         UserError: the architecture cannot take it, the choice is impossible, or new parameters could not be saved
             (adapters are there already) or would not fit (a quantised model).
     """
-    base = base_model(model)
-    kind = getattr(getattr(base, "config", None), "model_type", type(base).__name__)
-    if kind not in ARCHITECTURES:
-        known = ", ".join(sorted(ARCHITECTURES))
-        raise UserError(f"model_type {kind!r} cannot take outlier-free attention (supported: {known})")
+    base = supported_model(model)
     if alpha is not None:
         gamma = _gamma(base, alpha, gamma)
     if implementation is None:

@@ -12,7 +12,7 @@ reference code (``fc2``, and ``final_layer_norm`` of a pre-norm block); here the
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 
 from sparq.errors import UserError
 from sparq.quantization.blocks import architecture
-from sparq.quantization.calibration import Batch, evaluating, model_inputs
+from sparq.quantization.calibration import Batch, Watched
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,21 +43,32 @@ class OutlierReport:
     sequences: int
 
 
+PARTS = ("residual stream", "attention norm", "attention output", "MLP norm", "MLP output")
+"""What is measured of a block, as figures call it; ``measured_modules`` has them in this order."""
+
+
 def measured_modules(model: PreTrainedModel) -> list[str]:
-    """Names of the modules whose outputs count, from the model down.
+    """Names of the modules whose outputs count, from the model down: ``PARTS`` of each block, then the final norm.
 
     Raises:
         UserError: the architecture has no block table.
     """
     row = architecture(model)
     layers: Any = model.get_submodule(row.layers)
-    parts = (row.attention_norm, row.attention_output, row.mlp_norm, row.mlp_output)
     names = []
     for index in range(len(layers)):
         block = f"{row.layers}.{index}"
+        parts = (row.attention_norm, row.attention_output, row.mlp_norm, row.mlp_output)
         names += [block, *(f"{block}.{part}" for part in parts)]
     parent, _, norm = row.final_norm.rpartition(".")
     return [*names, row.final_norm] if getattr(model.get_submodule(parent), norm, None) is not None else names
+
+
+def by_layer(values: Mapping[str, float], parts: Sequence[str] = PARTS) -> list[list[float]]:
+    """Sort values by module, such as ``OutlierReport.kurtoses``, into [layers][parts]; a final norm is left out."""
+    listed = list(values.values())
+    whole = len(listed) // len(parts) * len(parts)
+    return [listed[first : first + len(parts)] for first in range(0, whole, len(parts))]
 
 
 def sequence_statistics(output: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -93,28 +104,17 @@ def outliers(model: PreTrainedModel, batches: Iterable[Batch]) -> OutlierReport:
     """
     names = measured_modules(model)
     norms, kurtoses = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
-    mask = torch.empty(0)
+    watched = Watched(model)
 
     def watch(name: str) -> Any:
         def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            norm, kurtosis = sequence_statistics(output[0] if isinstance(output, tuple) else output, mask)
+            norm, kurtosis = sequence_statistics(output[0] if isinstance(output, tuple) else output, watched.mask)
             norms[name] += float(norm.sum())
             kurtoses[name] += float(kurtosis.sum())
 
         return model.get_submodule(name).register_forward_hook(hook)
 
-    sequences = 0
-    handles = [watch(name) for name in names]
-    try:
-        with evaluating(model):
-            for batch in batches:
-                inputs = model_inputs(model, batch)
-                mask = inputs["attention_mask"]
-                model(**inputs, use_cache=False)
-                sequences += len(mask)
-    finally:
-        for handle in handles:
-            handle.remove()
+    sequences = watched.run(map(watch, names), batches)
     if not sequences:
         raise UserError("outliers: there is not one sequence")
     norms = {name: total / sequences for name, total in norms.items()}

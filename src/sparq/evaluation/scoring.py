@@ -20,6 +20,7 @@ from sparq.evaluation.degradation import Scores
 from sparq.evaluation.outliers import OutlierReport, outliers
 from sparq.evaluation.perplexity import perplexity
 from sparq.evaluation.recognition import WordErrors, word_error_rate
+from sparq.evaluation.sinks import SinkReport, sinks
 from sparq.language.generation import beam_search
 from sparq.language.likelihood import padded_batches
 from sparq.language.speech_lm import SpeechLM
@@ -31,6 +32,8 @@ MODALITIES = {"text": "textlm", "speech": "speechlm", "speech with text": "asr"}
 """Kind of input in Figure 3 → the task whose sequences it is measured on."""
 
 LIVE = 32  # utterances measured while a model trains
+LIVE_OUTLIERS = ("maximum_infinity_norm", "average_kurtosis")
+LIVE_SINKS = ("first_token_attention", "massive_activation_ratio")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,16 +128,29 @@ def outliers_by_modality(
     model: PreTrainedModel, vocabulary: Vocabulary, utterances: Sequence[Utterance]
 ) -> dict[str, OutlierReport]:
     """Measure outliers on text, on speech, and on speech with its text (Figure 3)."""
-    return {
-        kind: outliers(model, padded_batches(task_examples(vocabulary, utterances, task)))
-        for kind, task in MODALITIES.items()
-    }
+    return {kind: outliers(model, padded_batches(made)) for kind, made in modalities(vocabulary, utterances).items()}
+
+
+def sinks_by_modality(
+    model: PreTrainedModel, vocabulary: Vocabulary, utterances: Sequence[Utterance]
+) -> dict[str, SinkReport]:
+    """Measure attention sinks and massive activations on text, on speech, and on speech with its text."""
+    return {kind: sinks(model, padded_batches(made)) for kind, made in modalities(vocabulary, utterances).items()}
+
+
+def modalities(vocabulary: Vocabulary, utterances: Sequence[Utterance]) -> dict[str, list[Example]]:
+    """Write utterances as text, as speech, and as speech with its text.
+
+    Raises:
+        UserError: there is no utterance with speech, or none with text.
+    """
+    return {kind: task_examples(vocabulary, utterances, task) for kind, task in MODALITIES.items()}
 
 
 def live_measure(
     vocabulary: Vocabulary, utterances: Sequence[Utterance]
 ) -> Callable[[PreTrainedModel], dict[str, float]]:
-    """Make the measure that is taken as a model trains: next-token accuracy and loss of each task, and outliers.
+    """Make the measure that is taken as a model trains: next-token accuracy and loss of each task, outliers and sinks.
 
     Examples that are longer than the model's positions are left out, and so is a task without any example.
     """
@@ -151,9 +167,9 @@ def live_measure(
             values[f"held_out/{task}/accuracy"] = likelihood.next_token_accuracy
             values[f"held_out/{task}/loss"] = math.log(likelihood.perplexity)
             for kind in (kind for kind, measured in MODALITIES.items() if measured == task):
-                report = outliers(model, padded_batches(examples))
-                values[f"outliers/{kind}/maximum_infinity_norm"] = report.maximum_infinity_norm
-                values[f"outliers/{kind}/average_kurtosis"] = report.average_kurtosis
+                outside, inside = outliers(model, padded_batches(examples)), sinks(model, padded_batches(examples))
+                values |= {f"outliers/{kind}/{name}": getattr(outside, name) for name in LIVE_OUTLIERS}
+                values |= {f"outliers/{kind}/{name}": getattr(inside, name) for name in LIVE_SINKS}
         return values
 
     return measure

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from sparq.errors import UserError
@@ -88,6 +89,42 @@ def calibration_steps(
         logger.warning("calibration: only %d sequences of the %d asked for", seen, sequences)
 
 
+class Watched:
+    """A model that runs over batches under hooks.
+
+    Attributes:
+        mask: of the batch that runs now [batch, length], true on real tokens; hooks read it.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._model = model
+        self.mask = torch.empty(0, 0, dtype=torch.bool)
+
+    def run(self, handles: Iterable[RemovableHandle], batches: Iterable[Batch]) -> int:
+        """Run over all batches in evaluation mode, without gradients; the hooks are gone afterwards.
+
+        Args:
+            handles: of the hooks.
+            batches: see `model_inputs`.
+
+        Returns:
+            How many sequences there were.
+        """
+        held = list(handles)
+        sequences = 0
+        try:
+            with evaluating(self._model):
+                for batch in batches:
+                    inputs = model_inputs(self._model, batch)
+                    self.mask = inputs["attention_mask"].bool()
+                    self._model(**inputs, use_cache=False)
+                    sequences += len(self.mask)
+        finally:
+            for handle in held:
+                handle.remove()
+        return sequences
+
+
 def input_ranges(model: PreTrainedModel, names: Sequence[str], batches: Iterable[Batch]) -> dict[str, Tensor]:
     """Largest magnitude of each input channel of some modules; padding does not count.
 
@@ -103,25 +140,17 @@ def input_ranges(model: PreTrainedModel, names: Sequence[str], batches: Iterable
         UserError: an activation is not finite.
     """
     ranges: dict[str, Tensor] = {}
-    mask = torch.empty(0, dtype=torch.bool)
+    watched = Watched(model)
 
     def watch(name: str) -> Any:
         def hook(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             # OPT gives its MLP [batch · length, channels], everything else is [batch, length, channels].
-            largest = inputs[0].flatten(0, -2)[mask].abs().amax(0)
+            largest = inputs[0].flatten(0, -2)[watched.mask.flatten()].abs().amax(0)
             ranges[name] = torch.maximum(ranges[name], largest) if name in ranges else largest
 
         return model.get_submodule(name).register_forward_pre_hook(hook)
 
-    handles = [watch(name) for name in names]
-    try:
-        with evaluating(model):
-            for inputs in batches:
-                mask = inputs["attention_mask"].flatten().bool()
-                model(**inputs, use_cache=False)
-    finally:
-        for handle in handles:
-            handle.remove()
+    watched.run(map(watch, names), batches)
     for name, largest in ranges.items():
         if not bool(largest.isfinite().all()):
             raise UserError(f"calibration: the input of {name} is not finite")

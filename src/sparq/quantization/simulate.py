@@ -85,14 +85,19 @@ class SimulatedLinear(nn.Module):
         """The weight as [out, in]."""
         return self.weight.T if self.transposed else self.weight
 
-    def factor(self, x: Tensor) -> Tensor:
-        """What an input [..., in] is when it meets the weight: shifted, scaled, rotated, quantised."""
+    def transformed(self, x: Tensor) -> Tensor:
+        """What an input [..., in] is before it is quantised: shifted, scaled, rotated."""
         if self.input_shift is not None:
             x = x - self.input_shift
         if self.input_scale is not None:
             x = x / self.input_scale
         if self.input_signs is not None:
             x = rotate(x, self.input_signs)
+        return x
+
+    def factor(self, x: Tensor) -> Tensor:
+        """What an input [..., in] is when it meets the weight: transformed and quantised."""
+        x = self.transformed(x)
         return x if self.activation is None else self.activation(x)
 
     def forward(self, x: Tensor) -> Tensor:
