@@ -16,14 +16,14 @@ from transformers import AutoModelForCausalLM
 from sparq.attention import install, load_pretrained
 from sparq.errors import UserError
 from sparq.quantization import QuantizationConfig, quantize
-from sparq.quantization.affinequant import AffineQuant, gradual_mask
+from sparq.quantization.affinequant import AffineQuant, GradualMatrix, gradual_mask
 from sparq.quantization.blocks import blocks
 from sparq.quantization.clipping import LearnableClipping
 from sparq.quantization.omniquant import OmniQuant
 from sparq.quantization.quantizer import Quantizer
 from sparq.quantization.reconstruction import _inside, _store, block_state
 from sparq.quantization.simulate import SimulatedLinear, replace_linears
-from sparq.quantization.transforms import InputRange, Matrix, away_from_zero
+from sparq.quantization.transforms import InputRange, away_from_zero
 
 METHODS = {"omniquant": OmniQuant, "affinequant": AffineQuant}
 
@@ -120,7 +120,7 @@ def test_the_fold_by_hand(make_tiny):
     with torch.no_grad():
         learnt.transformation.values.basis.matrix.normal_().add_(torch.eye(4) * 300)
     new = learnt(state)
-    a = learnt.transformation.values.basis.masked
+    a = learnt.transformation.values.basis.whole
     v, out = (f"{block.name}.self_attn.{name}.weight" for name in ("v_proj", "o_proj"))
     for query_head in range(4):
         head = query_head // 2
@@ -162,7 +162,7 @@ def test_the_gradual_mask(epoch, epochs, band):
 
 def test_matrices_are_inverted_in_double_precision():
     scale = torch.logspace(-2, 2, 8)[None].float()
-    matrix = Matrix(scale)
+    matrix = GradualMatrix(scale)
     with torch.no_grad():
         matrix.matrix.add_(torch.randn(1, 8, 8) * scale)
         matrix.mask.copy_(gradual_mask(8, 0, 1, 0.5))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from sparq.schema import key
 
-QUANTIZATION_METHODS = ("smoothquant", "rotation", "omniquant", "affinequant", "round")
+QUANTIZATION_METHODS = ("smoothquant", "rotation", "omniquant", "affinequant", "flatquant", "round")
 QUANTIZATION_ROUNDINGS = ("nearest", "gptq")
 
 

@@ -16,6 +16,7 @@ from sparq.quantization.affinequant import AffineQuant
 from sparq.quantization.blocks import Block, blocks
 from sparq.quantization.calibration import Batch, calibration_steps, input_ranges
 from sparq.quantization.config import QuantizationConfig
+from sparq.quantization.flatquant import FlatQuant
 from sparq.quantization.gptq import round_by_gptq
 from sparq.quantization.omniquant import OmniQuant
 from sparq.quantization.quantizer import Quantizer
@@ -110,6 +111,7 @@ _METHODS: dict[str, Method] = {
     "rotation": partial(_prepared, _rotation),
     "omniquant": partial(_learnt, OmniQuant),
     "affinequant": partial(_learnt, AffineQuant),
+    "flatquant": partial(_learnt, FlatQuant),
     "round": partial(_prepared, _plain),
 }
 _ROUNDINGS: dict[str, Rounding] = {

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from sparq.quantization.omniquant import OmniQuant
-from sparq.quantization.transforms import Diagonal, Matrix
+from sparq.quantization.transforms import Kind, Matrix, away_from_zero
 
 
 def gradual_mask(width: int, epoch: int, epochs: int, stability_factor: float) -> Tensor:
@@ -35,14 +35,31 @@ def gradual_mask(width: int, epoch: int, epochs: int, stability_factor: float) -
     return torch.where(distance < band, stability_factor, 0.0).fill_diagonal_(1.0)
 
 
+class GradualMatrix(Matrix):
+    """A = matrix ∘ mask, for each of some heads; its diagonal stays away from zero."""
+
+    def __init__(self, scale: Tensor) -> None:
+        """Begin with the diagonal of a scale [heads, width]."""
+        super().__init__(torch.diag_embed(scale))
+        self.mask: Tensor
+        self.register_buffer("mask", torch.eye(scale.shape[-1], dtype=scale.dtype, device=scale.device))
+
+    @property
+    def whole(self) -> Tensor:
+        """A [heads, width, width], in float64."""
+        diagonal = self.matrix.diagonal(dim1=-2, dim2=-1)
+        tamed = self.matrix + torch.diag_embed(away_from_zero(diagonal) - diagonal)
+        return (tamed * self.mask).double()
+
+
 class AffineQuant(OmniQuant):
     """What AffineQuant learns of one block; its matrices are as free as in the last epoch unless one has begun."""
 
-    kind: ClassVar[type[Diagonal | Matrix]] = Matrix
+    kind: ClassVar[Kind] = GradualMatrix
 
     def begin_epoch(self, epoch: int) -> None:
         """Let the matrices go as far as in an epoch, from 0."""
         for matrix in self.modules():
-            if isinstance(matrix, Matrix):
+            if isinstance(matrix, GradualMatrix):
                 width, factor = matrix.mask.shape[-1], self.config.stability_factor
                 matrix.mask.copy_(gradual_mask(width, epoch, self.config.epochs, factor))

@@ -144,6 +144,7 @@ class Attention:
         output: the name of the linear after the attention.
         groups: in the output of one linear, how often q, k and v follow each other.
         width: channels of a head.
+        query_heads: heads of the queries.
         heads: key and value heads; query head h reads the key and value head h // (query heads / heads).
         direct_scores: see `Architecture`.
         shiftable: whether a shift of the values can go through the attention: its probabilities sum to 1, and the
@@ -154,6 +155,7 @@ class Attention:
     output: str
     groups: int
     width: int
+    query_heads: int
     heads: int
     direct_scores: bool
     shiftable: bool
@@ -173,6 +175,20 @@ class Attention:
         if len(self.linears) == 1:
             return [torch.stack([one.unflatten(0, (self.groups, -1)) for one in rows], 1).flatten(0, 2)]
         return rows
+
+    def by_linear(self, *states: Tensor) -> dict[str, Tensor]:
+        """Tensors of q, k and v → [parts, ...] of what each linear makes, by its name."""
+        if len(self.linears) == 1:
+            return {self.linears[0]: torch.stack(states)}
+        return {name: one[None] for name, one in zip(self.linears, states, strict=True)}
+
+    def turned_heads(self, name: str) -> int:
+        """Heads of each part of what a linear makes, if q or k is among it and cannot take a matrix into its weight."""
+        if self.direct_scores or name not in self.linears:
+            return 0
+        if len(self.linears) == 1:
+            return self.heads
+        return {self.linears[0]: self.query_heads, self.linears[1]: self.heads}.get(name, 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,6 +211,12 @@ class Block:
     linears: tuple[str, ...]
     states: dict[str, tuple[int, int]]
     attention: Attention
+
+    @property
+    def readers(self) -> tuple[tuple[str, ...], ...]:
+        """The same linears, those together that read the same input."""
+        states, mlp_inputs = (siblings.linears for siblings in self.smoothed)
+        return states, (self.attention.output,), mlp_inputs, (self.mlp_output,)
 
 
 def architecture(model: PreTrainedModel) -> Architecture:
@@ -277,6 +299,7 @@ def _attention(model: PreTrainedModel, row: Architecture, linears: tuple[str, ..
         output=output,
         groups=query_heads if row.packing == "heads" else 1,
         width=rows // query_heads // (1 if len(linears) == 3 else 3),
+        query_heads=query_heads,
         heads=getattr(model.config, "num_key_value_heads", None) or query_heads,
         direct_scores=row.direct_scores,
         shiftable=whole and _has_bias(model, linears[-1]) and _has_bias(model, output),

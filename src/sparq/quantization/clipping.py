@@ -2,7 +2,7 @@
 
 A grid that leaves the few largest weights outside has finer steps for all the others. `TailClipping` cuts a given share
 of the tail (paper, appendix G.4 and Table 9); `LearnableClipping` is OmniQuant's, by gradient (Shao et al., 2023,
-section 3.2).
+section 3.2), and FlatQuant learns the same of activations.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from sparq.quantization.quantizer import Quantizer
+from sparq.quantization.quantizer import Extremes, Quantizer
 
 START = 4.0  # sigmoid(4) = 0.982: nearly nothing is cut off at first, and the gradient is still there
 
@@ -47,13 +47,38 @@ class TailClipping:
         return -largest, largest
 
 
-class LearnableClipping(nn.Module):
-    """Learn how much of a weight's range the grid covers: from min·sigmoid(β) to max·sigmoid(γ).
+def shrunk(quantizer: Quantizer, lower: Tensor, upper: Tensor) -> Extremes:
+    """Ranges from ``lower`` times the smallest value to ``upper`` times the largest; both broadcast to the ranges."""
+
+    def extremes(x: Tensor) -> tuple[Tensor, Tensor]:
+        smallest, largest = quantizer.extremes(x)
+        return smallest * lower, largest * upper
+
+    return extremes
+
+
+class LearnableShares(nn.Module):
+    """Learn how much of a range a grid covers: from min·sigmoid(β) to max·sigmoid(γ), at first almost all of it.
 
     Attributes:
-        upper: γ, one for each set of weights that share a scale.
+        upper: γ, one for each range.
         lower: β, the same.
     """
+
+    def __init__(self, ranges: Tensor) -> None:
+        """Begin with almost the whole of some ranges, whose shape and type are those of a tensor."""
+        super().__init__()
+        start = torch.full_like(ranges, START)
+        self.upper, self.lower = nn.Parameter(start), nn.Parameter(start.clone())
+
+    @property
+    def shares(self) -> tuple[Tensor, Tensor]:
+        """What is left of the smallest and of the largest values, from 0 to 1."""
+        return self.lower.sigmoid(), self.upper.sigmoid()
+
+
+class LearnableClipping(LearnableShares):
+    """Learn how much of a weight's range the grid covers, for each set of weights that share a scale."""
 
     def __init__(self, weight: Tensor, quantizer: Quantizer) -> None:
         """Begin with almost the whole range.
@@ -62,15 +87,13 @@ class LearnableClipping(nn.Module):
             weight: [out, in].
             quantizer: the quantiser that this is for.
         """
-        super().__init__()
+        super().__init__(quantizer.extremes(quantizer.grouped(weight.detach()))[0])
         self.quantizer = quantizer
-        start = torch.full_like(quantizer.extremes(quantizer.grouped(weight.detach()))[0], START)
-        self.upper, self.lower = nn.Parameter(start), nn.Parameter(start.clone())
 
-    def _range(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        smallest, largest = self.quantizer.extremes(x)
-        return smallest * self.lower.sigmoid(), largest * self.upper.sigmoid()
+    def extremes(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The learnt range of a weight, grouped as the quantiser has it."""
+        return shrunk(self.quantizer, *self.shares)(x)
 
     def forward(self, weight: Tensor) -> Tensor:
         """Fake-quantise a weight [out, in] on the learnt range."""
-        return self.quantizer(weight, self._range)
+        return self.quantizer(weight, self.extremes)

@@ -10,8 +10,8 @@ from sparq.errors import UserError
 from sparq.quantization.clipping import TailClipping
 from sparq.quantization.quantizer import Quantizer
 
-METHODS = ("smoothquant", "rotation", "omniquant", "affinequant", "round")
-LEARNT = ("omniquant", "affinequant")
+METHODS = ("smoothquant", "rotation", "omniquant", "affinequant", "flatquant", "round")
+LEARNT = ("omniquant", "affinequant", "flatquant")
 ROUNDINGS = ("nearest", "gptq")
 FULL_PRECISION = 16
 WIDTHS = (*range(2, 9), FULL_PRECISION)
@@ -69,8 +69,6 @@ class QuantizationConfig:
                 _refuse(key, getattr(self, key), expected)
         if self.weight_clip_percent and self.learns:
             _refuse("weight_clip_percent", self.weight_clip_percent, f"0, because {self.method} learns its clipping")
-        if self.rounding == "gptq" and self.learns:
-            _refuse("rounding", self.rounding, f"'nearest', which {self.method} learns to make up for")
         if self.weight_clip_percent and self.weight_bits == FULL_PRECISION:
             _refuse("weight_clip_percent", self.weight_clip_percent, "0, and there is no grid at weight_bits 16")
         if self.rounding == "gptq" and self.weight_bits == FULL_PRECISION:

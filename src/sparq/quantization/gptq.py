@@ -7,7 +7,7 @@ that are not rounded yet. With U upper triangular and UᵀU = H⁻¹ that is W[:
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from sparq.errors import UserError
 from sparq.quantization.blocks import Block
-from sparq.quantization.blockwise import input_products, passages
+from sparq.quantization.blockwise import Passage, input_products, passages
 from sparq.quantization.calibration import Batch, evaluating
 from sparq.quantization.config import QuantizationConfig
 from sparq.quantization.quantizer import Extremes, Quantizer, fake_quantize
@@ -104,15 +104,37 @@ def round_by_gptq(
         data = passages(model, found, batches)
         for block in found:
             layer = model.get_submodule(block.name)
-            states, mlp_inputs = (siblings.linears for siblings in block.smoothed)
-            for names in (states, (block.attention.output,), mlp_inputs, (block.mlp_output,)):
-                linears: list[Any] = [model.get_submodule(name) for name in names]
-                products = input_products(layer, block, linears[0], data)
-                if not bool(products.isfinite().all()):
-                    raise UserError(f"calibration: the input of {names[0]} is not finite")
-                quantizer = config.weight_quantizer(len(products))
-                assert quantizer is not None  # the configuration refuses GPTQ in full precision
-                for linear in linears:
-                    linear.matrix.copy_(gptq(linear.matrix, products, quantizer, clipping))
+            round_block(model, block, config, data, dict.fromkeys(block.linears, clipping))
             for passage in data:
                 passage.advance(layer, block)
+
+
+def round_block(
+    model: PreTrainedModel,
+    block: Block,
+    config: QuantizationConfig,
+    data: Sequence[Passage],
+    ranges: Mapping[str, Extremes | None],
+) -> None:
+    """Put the weights of one block on their grids, in the order in which data flows through them.
+
+    Args:
+        model: in evaluation mode and without gradients; the linears of the block are `SimulatedLinear`.
+        block: which.
+        config: width and groups of the weights.
+        data: what the block reads.
+        ranges: of the grid of each linear's weight, by its name; None for all that is in the weight.
+
+    Raises:
+        UserError: an input is not finite.
+    """
+    layer = model.get_submodule(block.name)
+    for names in block.readers:
+        linears: list[Any] = [model.get_submodule(name) for name in names]
+        products = input_products(layer, block, linears[0], data)
+        if not bool(products.isfinite().all()):
+            raise UserError(f"calibration: the input of {names[0]} is not finite")
+        quantizer = config.weight_quantizer(len(products))
+        assert quantizer is not None  # the configuration refuses GPTQ in full precision
+        for name, linear in zip(names, linears, strict=True):
+            linear.matrix.copy_(gptq(linear.matrix, products, quantizer, ranges[name]))

@@ -14,19 +14,23 @@ from torch import Tensor, nn
 from sparq.quantization.blocks import Block
 from sparq.quantization.clipping import LearnableClipping
 from sparq.quantization.config import QuantizationConfig
-from sparq.quantization.transforms import Diagonal, InputRange, Matrix, Transformation
+from sparq.quantization.transforms import Diagonal, InputRange, Kind, Transformation
 
 
 class OmniQuant(nn.Module):
     """What OmniQuant learns of one block.
 
     Attributes:
-        kind: of the transformation between v and out, and q and k.
+        kind: makes the transformation between v and out, and q and k, from a scale.
+        decays: whether the learning rates fall to zero along a cosine; else they stay.
+        relative: whether the error of a token counts in proportion to its size.
         transformation: the equivalence.
         clippings: of the weights, in the order of the block's linears; none at full precision.
     """
 
-    kind: ClassVar[type[Diagonal | Matrix]] = Diagonal
+    kind: ClassVar[Kind] = Diagonal
+    decays: ClassVar[bool] = False
+    relative: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -46,7 +50,7 @@ class OmniQuant(nn.Module):
         super().__init__()
         self.block = block
         self.config = config
-        self.transformation = Transformation(block, state, ranges, config.alpha, self.kind, shifted=config.shifts)
+        self.transformation = self.equivalence(state, ranges)
         self.clippings = nn.ModuleList()
         for name in block.linears:
             weight = state[f"{name}.weight"]
@@ -55,8 +59,16 @@ class OmniQuant(nn.Module):
                 self.clippings.append(LearnableClipping(weight, quantizer))
         self.begin_epoch(config.epochs - 1)
 
+    def equivalence(self, state: Mapping[str, Tensor], ranges: Mapping[str, InputRange]) -> Transformation:
+        """The transformation that the learning begins with."""
+        return Transformation(self.block, state, ranges, self.config.alpha, self.kind, shifted=self.config.shifts)
+
     def begin_epoch(self, epoch: int) -> None:
         """Tell which epoch of the learning begins, from 0."""
+
+    def unrounded(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What `forward` gives, before the weights are put on their grids."""
+        return self.transformation.fold(state)
 
     def forward(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Parameters of the quantised block, differentiable in what is learnt.
@@ -67,11 +79,15 @@ class OmniQuant(nn.Module):
         Returns:
             The same, transformed, and weights on their grids (`Transformation.fold` says what is added).
         """
-        new = self.transformation.fold(state)
-        if self.clippings:
-            for name, clipping in zip(self.block.linears, self.clippings, strict=True):
-                new[f"{name}.weight"] = clipping(new[f"{name}.weight"])
+        new = self.unrounded(state)
+        for name, clipping in self.weight_clippings().items():
+            new[f"{name}.weight"] = clipping(new[f"{name}.weight"])
         return new
+
+    def weight_clippings(self) -> dict[str, LearnableClipping]:
+        """The clipping of each linear's weight, by its full name; none at full precision."""
+        clippings: list[Any] = list(self.clippings)
+        return dict(zip(self.block.linears, clippings, strict=True)) if clippings else {}
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """What is learnt with its learning rates, as an optimizer takes it."""

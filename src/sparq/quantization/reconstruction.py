@@ -12,12 +12,13 @@ import copy
 import dataclasses
 import math
 import operator
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -27,6 +28,7 @@ from sparq.quantization.blockwise import Passage, passages
 from sparq.quantization.calibration import Batch, calibration_steps, evaluating
 from sparq.quantization.config import FULL_PRECISION, QuantizationConfig
 from sparq.quantization.finished import FinishedBlocks
+from sparq.quantization.gptq import round_block
 from sparq.quantization.omniquant import OmniQuant
 from sparq.quantization.simulate import replace_linears_of
 from sparq.quantization.transforms import InputRange
@@ -66,10 +68,22 @@ class Step:
     wanted: Passage
     given: Passage
 
-    def error(self, layer: nn.Module, block: Block, tensors: Mapping[str, Tensor]) -> Tensor:
-        """Mean squared error of a block's output over the real tokens; ``wanted`` is behind the block already."""
-        given = self.given.output(layer, block, tensors)
-        return (given - self.wanted.hidden)[self.wanted.mask].square().mean()
+    def error(
+        self, layer: nn.Module, block: Block, tensors: Mapping[str, Tensor] | None = None, *, relative: bool = False
+    ) -> Tensor:
+        """Mean squared error of a block's output over the real tokens; ``wanted`` is behind the block already.
+
+        Args:
+            layer: the block's module.
+            block: its row of the table.
+            tensors: in place of the module's own.
+            relative: whether that of each token is divided by the mean square of what is wanted there.
+        """
+        given, wanted = self.given.output(layer, block, tensors), self.wanted.hidden
+        error = (given - wanted)[self.wanted.mask].square()
+        if relative:
+            error = error / wanted[self.wanted.mask].square().mean(-1, keepdim=True)
+        return error.mean()
 
 
 def reconstruct(
@@ -111,7 +125,15 @@ def reconstruct(
             if done is None:
                 learnt = method(block, state, ranges, config)
                 errors = _learn(layer, block, state, learnt, steps)
-                tensors = {name: tensor.detach() for name, tensor in _inside(layer, block, learnt(state)).items()}
+                if config.rounding == "gptq":
+                    tensors = _inside(layer, block, learnt.unrounded(state))
+                    _store(layer, tensors)
+                    clippings = {name: one.extremes for name, one in learnt.weight_clippings().items()}
+                    round_block(model, block, config, [step.given for step in steps], clippings)
+                    errors = errors[0], _mean_error(layer, block, steps, relative=method.relative)
+                    tensors = {name: _tensor(layer, name) for name in tensors}
+                else:
+                    tensors = {name: tensor.detach() for name, tensor in _inside(layer, block, learnt(state)).items()}
                 if finished:
                     finished.write(index, tensors, errors)
             else:
@@ -158,10 +180,30 @@ def _inside(layer: nn.Module, block: Block, state: Mapping[str, Tensor]) -> dict
     return inside
 
 
+def _tensor(layer: nn.Module, name: str) -> Tensor:
+    """A parameter or buffer of a block's module."""
+    module, _, key = name.rpartition(".")
+    tensor: Tensor = getattr(layer.get_submodule(module), key)
+    return tensor.detach()
+
+
 def _store(layer: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     for name, tensor in tensors.items():
-        module, _, key = name.rpartition(".")
-        getattr(layer.get_submodule(module), key).copy_(tensor)
+        _tensor(layer, name).copy_(tensor)
+
+
+def _mean_error(
+    layer: nn.Module,
+    block: Block,
+    steps: Sequence[Step],
+    tensors: Mapping[str, Tensor] | None = None,
+    *,
+    relative: bool,
+) -> float:
+    """`Step.error` over the tokens of all steps."""
+    tokens = [int(step.wanted.mask.sum()) for step in steps]
+    errors = [float(step.error(layer, block, tensors, relative=relative)) for step in steps]
+    return sum(map(operator.mul, errors, tokens)) / sum(tokens)
 
 
 def _to_targets(layer: nn.Module, block: Block, model: PreTrainedModel, steps: list[Step]) -> dict[str, InputRange]:
@@ -182,8 +224,7 @@ def _to_targets(layer: nn.Module, block: Block, model: PreTrainedModel, steps: l
 
         return model.get_submodule(name).register_forward_pre_hook(hook)
 
-    names = [*(siblings.linears[0] for siblings in block.smoothed), block.attention.output]
-    handles = [watch(name) for name in names]
+    handles = [watch(names[0]) for names in block.readers]
     try:
         for step in steps:
             mask = step.wanted.mask.flatten()
@@ -205,22 +246,23 @@ def _learn(
         return fixed | _inside(layer, block, learnt(state))
 
     def error() -> float:
-        now, tokens = tensors(), [int(step.wanted.mask.sum()) for step in steps]
-        errors = [float(step.error(layer, block, now)) for step in steps]
-        return sum(map(operator.mul, errors, tokens)) / sum(tokens)
+        return _mean_error(layer, block, steps, tensors(), relative=learnt.relative)
 
     before = error()
     if config.weight_bits == config.activation_bits == FULL_PRECISION:
         return before, before
     best, after = copy.deepcopy(learnt.state_dict()), before
     optimizer = torch.optim.AdamW(learnt.parameter_groups(), weight_decay=0.0)
+    count = config.epochs * len(steps)
+    schedule = LambdaLR(optimizer, lambda at: (1 + math.cos(math.pi * at / count)) / 2 if learnt.decays else 1.0)
     for epoch in range(config.epochs):
         learnt.begin_epoch(epoch)
         with torch.enable_grad():
             for step in steps:
                 optimizer.zero_grad()
-                step.error(layer, block, tensors()).backward()
+                step.error(layer, block, tensors(), relative=learnt.relative).backward()
                 optimizer.step()
+                schedule.step()
         reached = error()
         if reached < after:
             best, after = copy.deepcopy(learnt.state_dict()), reached

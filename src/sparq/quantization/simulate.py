@@ -13,6 +13,7 @@ imported: it is registered with transformers as the quantisation method "sparq".
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,38 +24,74 @@ from transformers.quantizers import register_quantization_config, register_quant
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from sparq.quantization.blocks import Block, blocks
-from sparq.quantization.clipping import TailClipping
+from sparq.quantization.blocks import Block, blocks, matrix
+from sparq.quantization.clipping import TailClipping, shrunk
 from sparq.quantization.config import FULL_PRECISION, QuantizationConfig
 from sparq.quantization.hadamard import rotate
+from sparq.quantization.kronecker import factor_sizes, kronecker
 from sparq.quantization.quantizer import Quantizer
 from sparq.quantization.rotation import restructure
 
 METHOD = "sparq"
 
 
+@dataclasses.dataclass(frozen=True)
+class Online:
+    """What a linear does as its input comes, and as its output leaves, besides quantising: which buffers it has.
+
+    Attributes:
+        shifted: whether a shift of its own is taken from the input.
+        scaled: whether the input is divided by a scale of its own.
+        rotated: whether the input is rotated by signs and a Hadamard transform.
+        factors: sizes of the Kronecker factors that the input is multiplied by, the second None for the identity;
+            None for no factors.
+        clipped: whether the grids of input and output cover a learnt share of each token's range.
+        heads: of each part of the output, if it is on its grid in another basis for each head; else 0.
+    """
+
+    shifted: bool = False
+    scaled: bool = False
+    rotated: bool = False
+    factors: tuple[int, int | None] | None = None
+    clipped: bool = False
+    heads: int = 0
+
+
 class SimulatedLinear(nn.Module):
     """A linear whose input, and output where it makes queries, keys or values, are fake-quantised per token.
+
+    The buffers are None where there is nothing of their kind to be done, or where it is folded into what comes before.
 
     Attributes:
         weight: [out, in], or [in, out] if it was a GPT-2 ``Conv1D``; the very parameter of the linear it replaces.
         bias: [out] or None.
-        input_shift: [in], which is taken from the input first; None where there is none, or the norm took it in.
-        input_scale: [in], by which the input is divided before it is quantised; None where the scale went into the
-            norm before it.
-        input_signs: [in], the random signs of a rotation of the input before it is quantised; None where there is
-            none, or it is folded into what comes before.
+        input_shift: [in], which is taken from the input first.
+        input_scale: [in], by which the input is divided then.
+        input_signs: [in], the random signs of a rotation of the input.
+        input_left: L [m, m]; the input is multiplied by L ⊗ R before it is quantised.
+        input_right: R [in / m, in / m]; None for the identity.
+        input_clip: [2], the shares of a token's least and greatest value that its grid covers.
+        state_basis: P [parts, heads, width, width]; the output of each head is on its grid as y·P.
+        state_inverse: P⁻¹, which takes it back.
+        state_clip: [parts, 2], as ``input_clip`` for each part of the output.
     """
+
+    input_shift: Tensor | None
+    input_scale: Tensor | None
+    input_signs: Tensor | None
+    input_left: Tensor | None
+    input_right: Tensor | None
+    input_clip: Tensor | None
+    state_basis: Tensor | None
+    state_inverse: Tensor | None
+    state_clip: Tensor | None
 
     def __init__(
         self,
         linear: nn.Linear | Conv1D,
         activation: Quantizer | None,
         states: tuple[int, int] | None = None,
-        *,
-        shifted: bool = False,
-        scaled: bool = False,
-        rotated: bool = False,
+        online: Online | None = None,
     ) -> None:
         """Take over a linear.
 
@@ -62,9 +99,7 @@ class SimulatedLinear(nn.Module):
             linear: what is replaced; its parameters are shared, not copied.
             activation: quantiser of a token, None for full precision.
             states: layout (groups, parts) of an output of queries, keys and values; None where it is none.
-            shifted: whether a shift of its own is taken from the input.
-            scaled: whether the input is divided by a scale of its own.
-            rotated: whether the input is rotated as it comes; `rotate_input` says how.
+            online: what else it does; nothing changes until the buffers are filled.
         """
         super().__init__()
         self.weight = linear.weight
@@ -73,12 +108,26 @@ class SimulatedLinear(nn.Module):
         self.transposed = isinstance(linear, Conv1D)
         self.activation = activation
         self.states = states
-        self.input_shift: Tensor | None
-        self.input_scale: Tensor | None
-        self.input_signs: Tensor | None
-        self.register_buffer("input_shift", torch.zeros_like(self.matrix[0]).detach() if shifted else None)
-        self.register_buffer("input_scale", torch.ones_like(self.matrix[0]).detach() if scaled else None)
-        self.register_buffer("input_signs", torch.ones_like(self.matrix[0]).detach() if rotated else None)
+        online = online or Online()
+        of = self.matrix.detach()
+        ones, eye = of.new_ones, partial(torch.eye, dtype=of.dtype, device=of.device)
+        inputs, (left, right), parts = of.shape[1], online.factors or (None, None), states[1] if states else None
+        bases = None
+        if online.heads and parts:
+            width = of.shape[0] // parts // online.heads
+            bases = eye(width).repeat(parts, online.heads, 1, 1)
+        for name, value in {
+            "input_shift": of.new_zeros(inputs) if online.shifted else None,
+            "input_scale": ones(inputs) if online.scaled else None,
+            "input_signs": ones(inputs) if online.rotated else None,
+            "input_left": eye(left) if left else None,
+            "input_right": eye(right) if right else None,
+            "input_clip": ones(2) if online.clipped else None,
+            "state_basis": bases,
+            "state_inverse": None if bases is None else bases.clone(),
+            "state_clip": ones(parts, 2) if online.clipped and parts else None,
+        }.items():
+            self.register_buffer(name, value)
 
     @property
     def matrix(self) -> Tensor:
@@ -86,19 +135,21 @@ class SimulatedLinear(nn.Module):
         return self.weight.T if self.transposed else self.weight
 
     def transformed(self, x: Tensor) -> Tensor:
-        """What an input [..., in] is before it is quantised: shifted, scaled, rotated."""
+        """What an input [..., in] is before it is quantised: shifted, scaled, turned."""
         if self.input_shift is not None:
             x = x - self.input_shift
         if self.input_scale is not None:
             x = x / self.input_scale
         if self.input_signs is not None:
             x = rotate(x, self.input_signs)
+        if self.input_left is not None:
+            x = kronecker(x, self.input_left, self.input_right)
         return x
 
     def factor(self, x: Tensor) -> Tensor:
         """What an input [..., in] is when it meets the weight: transformed and quantised."""
         x = self.transformed(x)
-        return x if self.activation is None else self.activation(x)
+        return x if self.activation is None else _on_grid(x, self.activation, self.input_clip)
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] → [..., out]."""
@@ -107,7 +158,12 @@ class SimulatedLinear(nn.Module):
             return y
         groups, parts = self.states
         vectors = y.unflatten(-1, (groups, parts, -1)).transpose(-3, -2).flatten(-2)
-        return self.activation(vectors).unflatten(-1, (groups, -1)).transpose(-3, -2).reshape(y.shape)
+        if self.state_basis is None or self.state_inverse is None:
+            vectors = _on_grid(vectors, self.activation, self.state_clip)
+        else:
+            turned = _by_head(vectors, self.state_basis)
+            vectors = _by_head(_on_grid(turned, self.activation, self.state_clip), self.state_inverse)
+        return vectors.unflatten(-1, (groups, -1)).transpose(-3, -2).reshape(y.shape)
 
     @torch.no_grad()
     def rotate_input(self, signs: Tensor) -> None:
@@ -122,15 +178,29 @@ class SimulatedLinear(nn.Module):
         self.matrix.copy_(quantizer(self.matrix, clipping))
 
     def extra_repr(self) -> str:
-        """Width, and what is done to the input, for ``print(model)``."""
+        """Width, and what is done besides, for ``print(model)``."""
         bits = self.activation.bits if self.activation else FULL_PRECISION
         given = {
             "states": self.states,
             "shifted": self.input_shift,
             "scaled": self.input_scale,
             "rotated": self.input_signs,
+            "transformed": self.input_left,
+            "states_transformed": self.state_basis,
+            "clipped": self.input_clip,
         }
         return ", ".join([f"activation_bits={bits}", *(name for name, value in given.items() if value is not None)])
+
+
+def _on_grid(x: Tensor, quantizer: Quantizer, clip: Tensor | None) -> Tensor:
+    """Quantise tokens, on the part of their range that a clip [..., 2] leaves."""
+    return quantizer(x) if clip is None else quantizer(x, shrunk(quantizer, clip[..., :1], clip[..., 1:]))
+
+
+def _by_head(x: Tensor, bases: Tensor) -> Tensor:
+    """Multiply each head of [..., parts, heads · width] by a matrix of its own, of [parts, heads, width, width]."""
+    heads = x.unflatten(-1, (bases.shape[1], -1))
+    return torch.einsum("...phi,phij->...phj", heads, bases).flatten(-2)
 
 
 @register_quantization_config(METHOD)
@@ -186,21 +256,32 @@ def replace_linears(model: PreTrainedModel, config: QuantizationConfig) -> list[
 def replace_linears_of(model: PreTrainedModel, block: Block, config: QuantizationConfig) -> None:
     """Put a `SimulatedLinear` in place of each linear of one block."""
     activation = config.activation_quantizer()
-    outside = [siblings for siblings in block.smoothed if siblings.norm is None]
-    scaled = {name for siblings in outside if config.scales for name in siblings.linears}
-    shifted = {name for siblings in outside if config.shifts and siblings.shiftable for name in siblings.linears}
-    rotated = {block.mlp_output} if config.method == "rotation" else set()
     for name in block.linears:
         linear: Any = model.get_submodule(name)
-        simulated = SimulatedLinear(
-            linear,
-            activation,
-            block.states.get(name),
-            shifted=name in shifted,
-            scaled=name in scaled,
-            rotated=name in rotated,
-        )
-        model.set_submodule(name, simulated)
+        online = _online(block, name, config, inputs=matrix(linear).shape[1])
+        model.set_submodule(name, SimulatedLinear(linear, activation, block.states.get(name), online))
+
+
+def _online(block: Block, name: str, config: QuantizationConfig, inputs: int) -> Online:
+    """What a method leaves to be done by one linear of a block, as its input comes."""
+    # What the norm before it cannot take in.
+    outside = next((s for s in block.smoothed if name in s.linears and s.norm is None), None)
+    online = Online(
+        shifted=config.shifts and outside is not None and outside.shiftable,
+        scaled=config.scales and outside is not None,
+        rotated=config.method == "rotation" and name == block.mlp_output,
+    )
+    if config.method != "flatquant":
+        return online
+    attention = block.attention
+    factors = (inputs // attention.width, None) if name == attention.output else factor_sizes(inputs)
+    return dataclasses.replace(
+        online,
+        scaled=online.scaled or name == block.mlp_output,
+        factors=factors,
+        clipped=config.activation_bits < FULL_PRECISION,
+        heads=attention.turned_heads(name),
+    )
 
 
 def round_weights(model: PreTrainedModel, found: list[Block], config: QuantizationConfig) -> None:

@@ -57,29 +57,33 @@ class Diagonal(nn.Module):
 
 
 class Matrix(nn.Module):
-    """A = matrix ∘ mask, for each of some heads; ``mask`` is AffineQuant's gradual one, [width, width]."""
+    """A whole matrix A for each of some heads."""
 
-    def __init__(self, scale: Tensor) -> None:
-        """Begin with the diagonal of a scale [heads, width]."""
+    def __init__(self, matrix: Tensor) -> None:
+        """Begin with A [heads, width, width], or one for all [width, width]."""
         super().__init__()
-        self.matrix = nn.Parameter(torch.diag_embed(scale))
-        self.mask: Tensor
-        self.register_buffer("mask", torch.eye(scale.shape[-1], dtype=scale.dtype, device=scale.device))
+        self.matrix = nn.Parameter(matrix.clone())
 
     @property
-    def masked(self) -> Tensor:
-        """A [heads, width, width], in float64: its inverse is not to be trusted in less."""
-        diagonal = self.matrix.diagonal(dim1=-2, dim2=-1)
-        tamed = self.matrix + torch.diag_embed(away_from_zero(diagonal) - diagonal)
-        return (tamed * self.mask).double()
+    def whole(self) -> Tensor:
+        """A, in float64: its inverse is not to be trusted in less."""
+        return self.matrix.double()
+
+    @property
+    def dual_whole(self) -> Tensor:
+        """A⁻ᵀ, in float64."""
+        return torch.linalg.inv(self.whole).mT
 
     def direct(self, x: Tensor) -> Tensor:
         """A·x on the second dimension of [heads, width, ...]."""
-        return torch.einsum("hij,hj...->hi...", self.masked.to(x.dtype), x)
+        return torch.einsum("hij,hj...->hi...", self.whole.to(x.dtype), x)
 
     def dual(self, x: Tensor) -> Tensor:
         """A⁻ᵀ·x on the second dimension of [heads, width, ...]."""
-        return torch.einsum("hji,hj...->hi...", torch.linalg.inv(self.masked).to(x.dtype), x)
+        return torch.einsum("hij,hj...->hi...", self.dual_whole.to(x.dtype), x)
+
+
+Kind = type[Diagonal | Matrix]  # each is made from a scale
 
 
 def _spread(scale: Tensor, x: Tensor) -> Tensor:
@@ -125,13 +129,11 @@ class Site(nn.Module):
         self.shift = None if shift is None else nn.Parameter(shift.clone())
 
     @classmethod
-    def smoothing(
-        cls, kind: type[Diagonal | Matrix], found: InputRange, weight: Tensor, alpha: float, *, shifted: bool
-    ) -> Site:
+    def smoothing(cls, kind: Kind, found: InputRange, weight: Tensor, alpha: float, *, shifted: bool) -> Site:
         """Begin as SmoothQuant would scale the input, once it is shifted to its middle.
 
         Args:
-            kind: of A.
+            kind: makes A from the scale.
             found: ranges of the input [heads, width].
             weight: max|W| of what reads it [heads, width].
             alpha: see `smoothing_scale`.
@@ -156,7 +158,7 @@ class Transformation(nn.Module):
         state: Mapping[str, Tensor],
         ranges: Mapping[str, InputRange],
         alpha: float,
-        kind: type[Diagonal | Matrix],
+        kind: Kind,
         *,
         shifted: bool,
     ) -> None:
@@ -168,7 +170,7 @@ class Transformation(nn.Module):
             ranges: what its linears read, by the name of the linear: the first of each set of siblings, and the one
                 after the attention.
             alpha: see `smoothing_scale`.
-            kind: of A between v and out and between q and k; at the norms it is diagonal.
+            kind: makes A from a scale, between v and out and between q and k; at the norms it is diagonal.
             shifted: whether there are shifts.
         """
         super().__init__()
