@@ -215,8 +215,6 @@ def test_refusals_come_before_anything_is_changed(make_tiny, make_batches):
     ("change", "message"),
     [
         ({"rounding": "up"}, r"quantization\.rounding: 'up' is not one of nearest, gptq"),
-        ({"rounding": "gptq", "method": "omniquant"}, r"rounding: 'gptq' is not 'nearest', which omniquant learns"),
-        ({"rounding": "gptq", "method": "affinequant"}, r"rounding: 'gptq' is not 'nearest', which affinequant learns"),
         ({"rounding": "gptq", "weight_bits": 16}, r"rounding: 'gptq' is not 'nearest', and there is nothing to round"),
         ({"seed": -1}, r"quantization\.seed: -1"),
         ({"seed": True}, r"quantization\.seed: True"),

@@ -4,18 +4,9 @@ import copy
 
 import pytest
 import torch
+from tiny_models import SHAPE, UNUSUAL, changed_linears, exact
 from torch import nn
-from transformers import (
-    AutoModelForCausalLM,
-    GPTNeoXConfig,
-    GPTNeoXForCausalLM,
-    LlamaConfig,
-    LlamaForCausalLM,
-    OPTConfig,
-    OPTForCausalLM,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-)
+from transformers import AutoModelForCausalLM, OPTConfig, OPTForCausalLM
 
 from sparq.attention import SINKS, install, installed, load_pretrained
 from sparq.errors import UserError
@@ -26,72 +17,6 @@ from sparq.quantization.rotation import rotate_model
 from sparq.quantization.simulate import SimulatedLinear
 
 PRE_NORM = ["opt-pre-norm", "opt-plain-norm", "llama-grouped", "mistral", "qwen2", "qwen3", "gpt2", "gpt-neox"]
-SHAPE = {"vocab_size": 50, "num_hidden_layers": 2, "max_position_embeddings": 64, "num_attention_heads": 4}
-# Widths that are no powers of two, biases where there are none by default, and the other way round.
-UNUSUAL = {
-    "opt-without-biases": lambda: OPTForCausalLM(
-        OPTConfig(**SHAPE, hidden_size=24, ffn_dim=40, word_embed_proj_dim=24, enable_bias=False)
-    ),
-    "opt-untied": lambda: OPTForCausalLM(
-        OPTConfig(**SHAPE, hidden_size=20, ffn_dim=36, word_embed_proj_dim=20, tie_word_embeddings=False)
-    ),
-    "llama-tied-with-biases": lambda: LlamaForCausalLM(
-        LlamaConfig(
-            **SHAPE,
-            hidden_size=24,
-            intermediate_size=44,
-            num_key_value_heads=1,
-            tie_word_embeddings=True,
-            attention_bias=True,
-            mlp_bias=True,
-        )
-    ),
-    "qwen3-wide-heads-sliding": lambda: Qwen3ForCausalLM(
-        Qwen3Config(
-            **SHAPE,
-            hidden_size=24,
-            intermediate_size=36,
-            num_key_value_heads=2,
-            head_dim=12,
-            use_sliding_window=True,
-            sliding_window=4,
-            max_window_layers=1,
-        )
-    ),
-    "opt-wide": lambda: OPTForCausalLM(OPTConfig(**SHAPE, hidden_size=64, ffn_dim=128, word_embed_proj_dim=64)),
-    "llama-wide": lambda: LlamaForCausalLM(LlamaConfig(**SHAPE, hidden_size=64, intermediate_size=176)),
-    "neox-in-series": lambda: GPTNeoXForCausalLM(
-        GPTNeoXConfig(**SHAPE, hidden_size=24, intermediate_size=36, use_parallel_residual=False)
-    ),
-}
-
-
-def exact(model):
-    """RMS norms in the model's own precision: those of transformers compute in float32."""
-    for name, norm in list(model.named_modules()):
-        if type(norm).__name__.endswith("RMSNorm") and not isinstance(norm, nn.RMSNorm):
-            new = nn.RMSNorm(norm.weight.shape[0], norm.variance_epsilon, dtype=norm.weight.dtype)
-            new.weight = norm.weight
-            model.set_submodule(name, new)
-    return model
-
-
-@pytest.fixture
-def build(make_tiny):
-    """A random float64 model of a kind, whose norms, biases and embeddings are all far from trivial."""
-
-    def make(kind):
-        torch.manual_seed(1)
-        model = exact(UNUSUAL[kind]().double().eval() if kind in UNUSUAL else make_tiny(kind))
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                if parameter.ndim == 1:
-                    parameter.uniform_(0.5, 1.5) if name.endswith("weight") else parameter.uniform_(-0.5, 0.5)
-                else:
-                    parameter.normal_(0, 1.2 / parameter.shape[-1] ** 0.5)
-        return model
-
-    return make
 
 
 def logits(model, batch):
@@ -107,13 +32,7 @@ def test_the_function_stays(kind, build, make_batches):
     wanted = logits(before, batch)
     assert float(wanted.std()) > 0.1
     torch.testing.assert_close(logits(model, batch), wanted, rtol=0, atol=1e-11)
-    untouched = [
-        name
-        for block in blocks(before)
-        for name in block.linears
-        if torch.allclose(before.get_submodule(name).weight, model.get_submodule(name).weight)
-    ]
-    assert untouched == []
+    assert changed_linears(model, before) == [name for block in blocks(before) for name in block.linears]
 
 
 @pytest.mark.parametrize("sink", SINKS)

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from tiny_models import TOLERANCE, logits, plant_outliers
+from tiny_models import TOLERANCE, assert_same_function, changed_linears, logits, plant_outliers
 from torch import nn
 from transformers import AutoModelForCausalLM, BertConfig, BertForMaskedLM
 
@@ -16,28 +16,19 @@ from sparq.quantization import QuantizationConfig, Quantizer, quantize
 from sparq.quantization.blocks import architecture, blocks
 from sparq.quantization.calibration import calibration_steps, input_ranges
 from sparq.quantization.config import METHODS, ROUNDINGS
+from sparq.quantization.quantizer import fake_quantize
 from sparq.quantization.simulate import METHOD, SimulatedLinear
 from sparq.quantization.smoothquant import smoothing_scale
 
 
-@pytest.mark.parametrize("train", [False, True])
 @pytest.mark.parametrize("alpha", [0.5, 0.8])
-def test_smoothing_leaves_the_function_alone(kind, train, alpha, make_tiny, make_batches):
+def test_smoothing_leaves_the_function_alone(kind, alpha, make_tiny, make_batches):
     model = make_tiny(kind)
     before = copy.deepcopy(model)
     quantize(model, QuantizationConfig("smoothquant", 16, 16, alpha, 8), make_batches())
-    batch = make_batches(1, seed=9)[0]
-    real = batch["attention_mask"].bool()
-    wanted, given = logits(before, batch, train=train)[real], logits(model, batch, train=train)[real]
-    torch.testing.assert_close(given, wanted, rtol=0, atol=TOLERANCE.get(kind, 1e-11))
-    moved = [
-        name
-        for block in blocks(before)
-        for name in block.linears
-        if not torch.equal(before.get_submodule(name).weight, model.get_submodule(name).weight)
-    ]
+    assert_same_function(model, before, make_batches(1, seed=9)[0], TOLERANCE.get(kind, 1e-11))
     smoothed = [name for block in blocks(before) for siblings in block.smoothed for name in siblings.linears]
-    assert moved == smoothed
+    assert changed_linears(model, before) == smoothed
 
 
 def test_post_norm_blocks_keep_their_norms(make_tiny, make_batches):
@@ -122,6 +113,25 @@ def test_w4a4_puts_everything_on_its_grid(kind, make_tiny, make_batches):
             tokens, reference = part.flatten(2).flatten(0, 1), whole.flatten(2).flatten(0, 1)
             assert max(len(token.unique()) for token in tokens) <= 15
             torch.testing.assert_close(tokens, Quantizer(4, "token")(reference))
+
+
+def test_other_grids_of_activations(kind, make_tiny, make_batches, tmp_path):
+    """Asymmetric grids over four fifths of each token's range, and a scale for each head of q, k and v."""
+    model = make_tiny(kind)
+    grids = {"activation_grid": "asymmetric", "activation_clip": 0.8, "state_grids": "head"}
+    quantize(model, QuantizationConfig("round", 4, 4, **grids))
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float64)
+    batch = make_batches(1)[0]
+    assert torch.equal(logits(loaded, batch), logits(model, batch))
+    query, seen = loaded.get_submodule(blocks(make_tiny(kind))[0].linears[0]), {}
+    query.register_forward_hook(lambda _, x, y: seen.update(x=x[0], y=y))
+    logits(loaded, batch)
+    x, grid = query.factor(seen["x"]), Quantizer(4, "token", symmetric=False)
+    low, high = (0.8 * f(seen["x"], -1, keepdim=True) for f in (torch.amin, torch.amax))
+    torch.testing.assert_close(x, fake_quantize(seen["x"], *grid.grid(low, high), 0, 15))
+    heads = nn.functional.linear(x, query.matrix, query.bias).unflatten(-1, (-1, 8 if kind == "qwen3" else 4))
+    torch.testing.assert_close(seen["y"], grid(heads).flatten(-2))
 
 
 def test_embeddings_and_output_layer_stay(make_tiny, make_batches):
@@ -300,7 +310,7 @@ def test_too_short_a_calibration_is_said(make_tiny, make_batches, caplog):
     [
         (
             {"method": "gptq"},
-            r"quantization\.method: 'gptq' is not one of smoothquant, rotation, omniquant, affinequant, round",
+            r"quantization\.method: 'gptq' is not one of smoothquant, rotation, omniquant, affinequant, flatquant, round",
         ),
         ({"weight_bits": 1}, r"quantization\.weight_bits: 1 is not 2 to 8"),
         ({"activation_bits": 12}, r"quantization\.activation_bits: 12"),
@@ -308,6 +318,14 @@ def test_too_short_a_calibration_is_said(make_tiny, make_batches, caplog):
         ({"alpha": 1.5}, r"quantization\.alpha: 1\.5"),
         ({"alpha": float("nan")}, r"quantization\.alpha: nan"),
         ({"calibration_sequences": 0}, r"quantization\.calibration_sequences: 0"),
+        (
+            {"activation_grid": "odd"},
+            r"quantization\.activation_grid: 'odd' is not one of symmetric, asymmetric, or none",
+        ),
+        ({"activation_clip": 0}, r"quantization\.activation_clip: 0 is not a number above 0"),
+        ({"method": "flatquant", "activation_clip": 0.9}, r"activation_clip: 0\.9 is not 1, because flatquant learns"),
+        ({"state_grids": "row"}, r"quantization\.state_grids: 'row' is not one of token, head"),
+        ({"activation_bits": 16, "state_grids": "head"}, r"state_grids: 'head' is not of use: there is no grid"),
     ],
 )
 def test_bad_settings(settings, message):

@@ -182,13 +182,15 @@ class Attention:
             return {self.linears[0]: torch.stack(states)}
         return {name: one[None] for name, one in zip(self.linears, states, strict=True)}
 
-    def turned_heads(self, name: str) -> int:
-        """Heads of each part of what a linear makes, if q or k is among it and cannot take a matrix into its weight."""
-        if self.direct_scores or name not in self.linears:
+    def heads_of(self, name: str) -> int:
+        """Heads in each part of what a linear makes; 0 if it makes no queries, keys or values."""
+        if name not in self.linears:
             return 0
-        if len(self.linears) == 1:
-            return self.heads
-        return {self.linears[0]: self.query_heads, self.linears[1]: self.heads}.get(name, 0)
+        return self.query_heads if name == self.linears[0] else self.heads
+
+    def makes_scores(self, name: str) -> bool:
+        """Whether queries or keys are among what a linear makes."""
+        return name in self.linears[:2]
 
 
 @dataclasses.dataclass(frozen=True)

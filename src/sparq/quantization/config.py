@@ -13,6 +13,8 @@ from sparq.quantization.quantizer import Quantizer
 METHODS = ("smoothquant", "rotation", "omniquant", "affinequant", "flatquant", "round")
 LEARNT = ("omniquant", "affinequant", "flatquant")
 ROUNDINGS = ("nearest", "gptq")
+GRIDS = ("symmetric", "asymmetric")
+STATE_GRIDS = ("token", "head")
 FULL_PRECISION = 16
 WIDTHS = (*range(2, 9), FULL_PRECISION)
 LEARNT_GROUP_SIZE = 128
@@ -35,6 +37,11 @@ class QuantizationConfig:
             up for the error of a weight in those that are not rounded yet; not with the methods that learn.
         weight_clip_percent: how much of the tail of the weights is cut off by the grid, for the methods that do not
             learn it.
+        activation_grid: "symmetric" or "asymmetric"; None for what the method takes: the latter if it learns.
+        activation_clip: share of a token's range that the grid of each linear's input covers, for the methods that do
+            not learn it (QuaRot takes 0.9).
+        state_grids: what shares a scale in the queries, keys and values of a "token": all of its heads, or each "head"
+            alone.
         group_size: input channels of a weight that share a scale, in linears whose inputs it divides; 0 for all the
             inputs of an output channel, None for what the method takes: 128 if it learns (paper, E.2), else 0.
         seed: of the random signs of a rotation.
@@ -55,6 +62,9 @@ class QuantizationConfig:
     calibration_sequences: int = 256
     rounding: str = "nearest"
     weight_clip_percent: float = 0.0
+    activation_grid: str | None = None
+    activation_clip: float = 1.0
+    state_grids: str = "token"
     group_size: int | None = None
     seed: int = 0
     epochs: int = 20
@@ -69,6 +79,12 @@ class QuantizationConfig:
                 _refuse(key, getattr(self, key), expected)
         if self.weight_clip_percent and self.learns:
             _refuse("weight_clip_percent", self.weight_clip_percent, f"0, because {self.method} learns its clipping")
+        if self.activation_clip < 1 and self.method == "flatquant":
+            _refuse("activation_clip", self.activation_clip, "1, because flatquant learns it")
+        if self.activation_bits == FULL_PRECISION:
+            for key in ("activation_grid", "activation_clip", "state_grids"):
+                if getattr(self, key) != getattr(type(self), key):
+                    _refuse(key, getattr(self, key), "of use: there is no grid at activation_bits 16")
         if self.weight_clip_percent and self.weight_bits == FULL_PRECISION:
             _refuse("weight_clip_percent", self.weight_clip_percent, "0, and there is no grid at weight_bits 16")
         if self.rounding == "gptq" and self.weight_bits == FULL_PRECISION:
@@ -88,6 +104,11 @@ class QuantizationConfig:
     def shifts(self) -> bool:
         """Whether it shifts it besides, which helps asymmetric grids of activations alone."""
         return self.learns and self.activation_bits < FULL_PRECISION
+
+    @property
+    def clips(self) -> bool:
+        """Whether the grids of activations cover a share of the range, given or learnt."""
+        return self.activation_bits < FULL_PRECISION and (self.activation_clip < 1 or self.method == "flatquant")
 
     def weight_quantizer(self, inputs: int) -> Quantizer | None:
         """Quantiser of a weight [out, in] with so many inputs; None for full precision.
@@ -111,7 +132,8 @@ class QuantizationConfig:
         """Quantiser of a token; None for full precision."""
         if self.activation_bits == FULL_PRECISION:
             return None
-        return Quantizer(self.activation_bits, "token", not self.learns)
+        symmetric = not self.learns if self.activation_grid is None else self.activation_grid == "symmetric"
+        return Quantizer(self.activation_bits, "token", symmetric)
 
     @property
     def bits(self) -> str:
@@ -120,10 +142,13 @@ class QuantizationConfig:
 
     @property
     def name(self) -> str:
-        """The method, and what is unusual in how it rounds weights, for example "rotation-gptq" or "round-clip1"."""
+        """The method, and what is unusual in its rounding and grids, for example "rotation-gptq" or "round-clip1"."""
         rounding = "" if self.rounding == "nearest" else f"-{self.rounding}"
         clipping = f"-clip{self.weight_clip_percent:g}" if self.weight_clip_percent else ""
-        return self.method + rounding + clipping
+        grid = f"-{self.activation_grid}" if self.activation_grid else ""
+        share = f"-share{self.activation_clip:g}" if self.activation_clip < 1 else ""
+        heads = "-heads" if self.state_grids == "head" else ""
+        return self.method + rounding + clipping + grid + share + heads
 
 
 def _is_number(value: object) -> bool:
@@ -153,6 +178,9 @@ _ALLOWED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "calibration_sequences": _COUNT,
     "rounding": (lambda value: value in ROUNDINGS, f"one of {', '.join(ROUNDINGS)}"),
     "weight_clip_percent": (lambda value: _is_number(value) and 0 <= value < 100, "a number from 0 to below 100"),
+    "activation_grid": (lambda value: value is None or value in GRIDS, f"one of {', '.join(GRIDS)}, or none"),
+    "activation_clip": _RATE,
+    "state_grids": (lambda value: value in STATE_GRIDS, f"one of {', '.join(STATE_GRIDS)}"),
     "group_size": (lambda value: value is None or (_is_integer(value) and value >= 0), "a whole number, or none"),
     "seed": (lambda value: _is_integer(value) and value >= 0, "a whole number of at least 0"),
     "epochs": _COUNT,

@@ -125,7 +125,7 @@ def _store_bases(new: dict[str, Tensor], block: Block, query: Tensor, key_heads:
     """Give q's and k's matrices to the linears that make them; v among them has none, which is the identity."""
     none = torch.eye(block.attention.width).to(query).expand_as(key_heads)
     for name, matrices in block.attention.by_linear(query, key_heads, none).items():
-        if block.attention.turned_heads(name):
+        if block.attention.makes_scores(name):
             new[f"{name}.{key}"] = matrices
 
 
@@ -165,7 +165,7 @@ class FlatQuant(OmniQuant):
             *inputs, q, k, v = shares
             for names, share in zip(block.readers, inputs, strict=True):
                 new |= {f"{name}.input_clip": share for name in names}
-            new |= {f"{name}.state_clip": parts for name, parts in block.attention.by_linear(q, k, v).items()}
+            new |= {f"{name}.state_clip": parts[:, None] for name, parts in block.attention.by_linear(q, k, v).items()}
         return new
 
     def parameter_groups(self) -> list[dict[str, Any]]:

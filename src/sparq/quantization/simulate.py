@@ -45,16 +45,22 @@ class Online:
         rotated: whether the input is rotated by signs and a Hadamard transform.
         factors: sizes of the Kronecker factors that the input is multiplied by, the second None for the identity;
             None for no factors.
-        clipped: whether the grids of input and output cover a learnt share of each token's range.
-        heads: of each part of the output, if it is on its grid in another basis for each head; else 0.
+        clip: share of each token's range that the grid of the input covers at first; None for all of it, always.
+        heads: of each part of the output.
+        by_head: whether each head of the output has a scale of its own.
+        turned: whether each head of the output is on its grid in a basis of its own.
+        states_clipped: whether the grids of the output cover a learnt share of their range.
     """
 
     shifted: bool = False
     scaled: bool = False
     rotated: bool = False
     factors: tuple[int, int | None] | None = None
-    clipped: bool = False
-    heads: int = 0
+    clip: float | None = None
+    heads: int = 1
+    by_head: bool = False
+    turned: bool = False
+    states_clipped: bool = False
 
 
 class SimulatedLinear(nn.Module):
@@ -73,7 +79,8 @@ class SimulatedLinear(nn.Module):
         input_clip: [2], the shares of a token's least and greatest value that its grid covers.
         state_basis: P [parts, heads, width, width]; the output of each head is on its grid as y·P.
         state_inverse: P⁻¹, which takes it back.
-        state_clip: [parts, 2], as ``input_clip`` for each part of the output.
+        state_clip: [parts, 1, 2], as ``input_clip`` for each part of the output.
+        scales: how many scales each part of the output of a token has, all of its heads sharing one, or each its own.
     """
 
     input_shift: Tensor | None
@@ -112,20 +119,20 @@ class SimulatedLinear(nn.Module):
         of = self.matrix.detach()
         ones, eye = of.new_ones, partial(torch.eye, dtype=of.dtype, device=of.device)
         inputs, (left, right), parts = of.shape[1], online.factors or (None, None), states[1] if states else None
+        self.scales = online.heads if online.by_head else 1
         bases = None
-        if online.heads and parts:
-            width = of.shape[0] // parts // online.heads
-            bases = eye(width).repeat(parts, online.heads, 1, 1)
+        if online.turned and parts:
+            bases = eye(of.shape[0] // parts // online.heads).repeat(parts, online.heads, 1, 1)
         for name, value in {
             "input_shift": of.new_zeros(inputs) if online.shifted else None,
             "input_scale": ones(inputs) if online.scaled else None,
             "input_signs": ones(inputs) if online.rotated else None,
             "input_left": eye(left) if left else None,
             "input_right": eye(right) if right else None,
-            "input_clip": ones(2) if online.clipped else None,
+            "input_clip": None if online.clip is None else online.clip * ones(2),
             "state_basis": bases,
             "state_inverse": None if bases is None else bases.clone(),
-            "state_clip": ones(parts, 2) if online.clipped and parts else None,
+            "state_clip": ones(parts, 1, 2) if online.states_clipped and parts else None,
         }.items():
             self.register_buffer(name, value)
 
@@ -158,11 +165,12 @@ class SimulatedLinear(nn.Module):
             return y
         groups, parts = self.states
         vectors = y.unflatten(-1, (groups, parts, -1)).transpose(-3, -2).flatten(-2)
-        if self.state_basis is None or self.state_inverse is None:
-            vectors = _on_grid(vectors, self.activation, self.state_clip)
-        else:
-            turned = _by_head(vectors, self.state_basis)
-            vectors = _by_head(_on_grid(turned, self.activation, self.state_clip), self.state_inverse)
+        if self.state_basis is not None:
+            vectors = _by_head(vectors, self.state_basis)
+        scaled = vectors.unflatten(-1, (self.scales, -1))
+        vectors = _on_grid(scaled, self.activation, self.state_clip).flatten(-2)
+        if self.state_inverse is not None:
+            vectors = _by_head(vectors, self.state_inverse)
         return vectors.unflatten(-1, (groups, -1)).transpose(-3, -2).reshape(y.shape)
 
     @torch.no_grad()
@@ -188,6 +196,7 @@ class SimulatedLinear(nn.Module):
             "transformed": self.input_left,
             "states_transformed": self.state_basis,
             "clipped": self.input_clip,
+            "scales_by_head": self.scales > 1 or None,
         }
         return ", ".join([f"activation_bits={bits}", *(name for name, value in given.items() if value is not None)])
 
@@ -266,21 +275,23 @@ def _online(block: Block, name: str, config: QuantizationConfig, inputs: int) ->
     """What a method leaves to be done by one linear of a block, as its input comes."""
     # What the norm before it cannot take in.
     outside = next((s for s in block.smoothed if name in s.linears and s.norm is None), None)
+    attention = block.attention
     online = Online(
         shifted=config.shifts and outside is not None and outside.shiftable,
         scaled=config.scales and outside is not None,
         rotated=config.method == "rotation" and name == block.mlp_output,
+        clip=config.activation_clip if config.clips else None,
+        heads=attention.heads_of(name),
+        by_head=config.state_grids == "head",
     )
     if config.method != "flatquant":
         return online
-    attention = block.attention
-    factors = (inputs // attention.width, None) if name == attention.output else factor_sizes(inputs)
     return dataclasses.replace(
         online,
         scaled=online.scaled or name == block.mlp_output,
-        factors=factors,
-        clipped=config.activation_bits < FULL_PRECISION,
-        heads=attention.turned_heads(name),
+        factors=(inputs // attention.width, None) if name == attention.output else factor_sizes(inputs),
+        turned=not attention.direct_scores and attention.makes_scores(name),
+        states_clipped=config.clips,
     )
 
 
