@@ -37,7 +37,7 @@ from sparq.language.vocabulary import Vocabulary
 from sparq.making import calibration_batches, language_model, ready_made
 from sparq.quantization import BlockReport, QuantizationConfig, quantize
 from sparq.quantization.calibration import Batch
-from sparq.quantization.config import FULL_PRECISION, LEARNT, METHODS, ROUNDINGS
+from sparq.quantization.config import FULL_PRECISION, GRIDS, METHODS, ROUNDINGS, STATE_GRIDS
 
 Given = tuple[Any, list[Batch], dict[str, list[Example]]]
 
@@ -82,19 +82,27 @@ def configurations(arguments: argparse.Namespace) -> list[QuantizationConfig]:
     for weight_bits, activation_bits in arguments.bits:
         widths = {"weight_bits": weight_bits, "activation_bits": activation_bits, "epochs": arguments.epochs}
         widths |= {"calibration_sequences": arguments.calibration, "batch_sequences": arguments.batch}
+        if activation_bits < FULL_PRECISION:
+            widths |= {"activation_grid": arguments.activation_grid, "state_grids": arguments.state_grids}
         for method in arguments.methods:
-            rounds = method not in LEARNT and weight_bits < FULL_PRECISION
-            roundings = arguments.roundings if rounds else ["nearest"]
-            made += [QuantizationConfig(method, **widths, rounding=rounding) for rounding in roundings]
+            roundings = arguments.roundings if weight_bits < FULL_PRECISION else ["nearest"]
+            share = 1.0 if method == "flatquant" or activation_bits == FULL_PRECISION else arguments.activation_clip
+            made += [
+                QuantizationConfig(method, **widths, rounding=rounding, activation_clip=share) for rounding in roundings
+            ]
         clips = arguments.clip if weight_bits < FULL_PRECISION else []
         made += [QuantizationConfig("smoothquant", **widths, weight_clip_percent=share) for share in clips]
     return made
 
 
 def row(
-    model: Any, config: QuantizationConfig | None, calibration: Sequence[Batch], scored: dict[str, list[Example]]
+    model: Any,
+    config: QuantizationConfig | None,
+    calibration: Sequence[Batch],
+    scored: dict[str, list[Example]],
+    kept: Path | None,
 ) -> Any:
-    """Quantise a copy of a model, and score it."""
+    """Quantise a copy of a model, and score it; blocks that learnt are kept in a folder of the configuration's name."""
     start, learnt = time.perf_counter(), []
 
     def report(block: BlockReport) -> None:
@@ -102,7 +110,8 @@ def row(
         print(f"    block {block.block} of {block.blocks}: {block.before:.4g} -> {block.after:.4g}", flush=True)
 
     if config is not None:
-        model = quantize(copy.deepcopy(model), config, calibration, report=report)
+        folder = kept / f"{config.bits}-{config.name}" if kept else None
+        model = quantize(copy.deepcopy(model), config, calibration, folder=folder, report=report)
     seconds = time.perf_counter() - start
     found = {name: perplexity(model, examples) for name, examples in scored.items()}
     shown = "  ".join(f"{name} {one.perplexity:.3f} ({one.next_token_accuracy:.1f} %)" for name, one in found.items())
@@ -113,6 +122,9 @@ def row(
         "method": config.method if config else method,
         "rounding": config.rounding if config else None,
         "weight_clip_percent": config.weight_clip_percent if config else 0,
+        "activation_grid": config.activation_grid if config else None,
+        "activation_clip": config.activation_clip if config else 1.0,
+        "state_grids": config.state_grids if config else "token",
         "perplexity": {name: round(one.perplexity, 4) for name, one in found.items()},
         "next_token_accuracy_percent": {name: round(one.next_token_accuracy, 3) for name, one in found.items()},
         "tokens": {name: one.tokens for name, one in found.items()},
@@ -132,24 +144,28 @@ def main() -> None:
     parser.add_argument("--text", default="sparq:recipes/demo.tsv", help="one text in each line")
     parser.add_argument("--corpus", type=Path, help="for a SpeechLM, in place of the text")
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
-    text = "of the weights, for methods that do not learn"
+    text = "of the weights"
     parser.add_argument("--roundings", nargs="+", default=list(ROUNDINGS), choices=ROUNDINGS, help=text)
     parser.add_argument("--bits", nargs="+", type=widths, default=[(8, 8), (4, 4)], help="such as 4x16: weights 4")
     parser.add_argument("--clip", nargs="*", type=float, default=[1.0, 5.0], help="percent, for SmoothQuant besides")
+    parser.add_argument("--activation-grid", choices=GRIDS, help="default: what each method takes")
+    parser.add_argument("--activation-clip", type=float, default=1.0, help="share of a token's range, if not learnt")
+    parser.add_argument("--state-grids", default="token", choices=STATE_GRIDS, help="scales of q, k and v")
     parser.add_argument("--calibration", type=int, default=128, help="sequences")
     parser.add_argument("--scored", type=int, default=64, help="sequences")
     parser.add_argument("--length", type=int, default=512, help="pieces in a sequence, if it is no SpeechLM")
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--batch", type=int, default=1, help="sequences in a step of the learning")
+    parser.add_argument("--kept", type=Path, help="a folder for the blocks that have learnt, to go on after a kill")
     parser.add_argument("--output", type=Path, default=Path("results/quantization.json"))
     arguments = parser.parse_args()
     folder = ready_made(arguments.model, must_exist=False)
     model, calibration, scored = speechlm(folder, arguments) if folder else plain(arguments.model, arguments)
-    rows = [row(model, config, calibration, scored) for config in (None, *configurations(arguments))]
+    rows = [row(model, config, calibration, scored, arguments.kept) for config in (None, *configurations(arguments))]
     report = {
         "what": "perplexity and next-token accuracy, quantisation simulated; lower perplexity is better",
         "made": provenance(),
-        "settings": {name: str(value) for name, value in vars(arguments).items() if name != "output"},
+        "settings": {name: str(value) for name, value in vars(arguments).items() if name not in {"output", "kept"}},
         "rows": rows,
     }
     arguments.output.parent.mkdir(parents=True, exist_ok=True)

@@ -89,6 +89,7 @@ WRONG = {
     "quantise, learn and clip": (
         "quantize {corpus} -o out --model {lm} --method omniquant --weight-clip-percent 1", "weight_clip_percent"
     ),
+    "quantise to no grid": ("quantize {corpus} -o out --model {lm} --state-grids row", "state_grids: 'row'"),
     "quantise by no method": ("quantize {corpus} -o out --model {lm} --method magic", "magic"),
     "round to no grid": ("quantize {corpus} -o out --model {lm} --rounding up", "rounding: 'up'"),
     "evaluate on a missing folder": ("evaluate nowhere --model {lm}", "nowhere: not a SpARQ corpus"),

@@ -164,6 +164,13 @@ def test_every_quantisation_has_a_name_of_its_own():
         ("max-W4A4-rotation-gptq-clip1", "Rotation, GPTQ, 1 % clipped"): QuantizationRow(
             method="rotation", rounding="gptq", weight_clip_percent=1, **four
         ),
+        ("max-W4A4-flatquant-gptq", "FlatQuant, GPTQ"): QuantizationRow(method="flatquant", rounding="gptq", **four),
+        ("max-W4A4-rotation-asymmetric", "Rotation, asymmetric tokens"): QuantizationRow(
+            method="rotation", activation_grid="asymmetric", **four
+        ),
+        ("max-W4A4-round-share0.9-heads", "Rounding, 90 % of their range, scales by head"): QuantizationRow(
+            method="round", activation_clip=0.9, state_grids="head", **four
+        ),
         ("max-W8A8-round", "Rounding"): QuantizationRow(method="round"),
         ("max-W8A8-round-clip2.5", "Rounding, 2.5 % clipped"): QuantizationRow(method="round", weight_clip_percent=2.5),
     }

@@ -27,7 +27,7 @@ class QuantizationRow:
         activation_clip: share of a token's range that the grid of each linear's input covers; not for flatquant.
         state_grids: whether all heads of a "token" share a scale in queries, keys and values, or each "head" has one.
         group_size: input channels of a weight that share a scale; 0 for all, null for what the method takes.
-        seed: of the random signs of a rotation.
+        seed: of the random signs of a rotation, and of those that FlatQuant begins with.
         epochs: passes over the calibration sequences for each block, in methods that learn.
         batch_sequences: sequences in a step of the learning.
         transformation_rate: learning rate of scales, shifts and matrices.

@@ -43,6 +43,7 @@ METHOD_TITLES = {
     "rotation": "Rotation",
     "omniquant": "OmniQuant",
     "affinequant": "AffineQuant",
+    "flatquant": "FlatQuant",
     "round": "Rounding",
 }
 OUTLIERS_ON = "speech with text"  # the input whose outliers stand in the table
@@ -125,7 +126,10 @@ def method_title(row: QuantizationRow) -> str:
     """Call a quantisation as the literature does, such as "SmoothQuant, 1 % clipped" or "Rotation, GPTQ"."""
     rounding = "" if row.rounding == "nearest" else f", {row.rounding.upper()}"
     clipped = f", {row.weight_clip_percent:g} % clipped" if row.weight_clip_percent else ""
-    return METHOD_TITLES[row.method] + rounding + clipped
+    grid = f", {row.activation_grid} tokens" if row.activation_grid else ""
+    share = f", {100 * row.activation_clip:g} % of their range" if row.activation_clip < 1 else ""
+    heads = ", scales by head" if row.state_grids == "head" else ""
+    return METHOD_TITLES[row.method] + rounding + clipped + grid + share + heads
 
 
 def recording_path(config: RecordingConfig) -> Path:

@@ -26,15 +26,15 @@ class QuantizationConfig:
 
     Attributes:
         method: what is done besides rounding the weights: "smoothquant" (Xiao et al., 2023), "rotation" (QuaRot,
-            Ashkboos et al., 2024), "omniquant" (Shao et al., 2023), "affinequant" (Ma et al., 2024), or "round":
-            nothing, the baseline of them all.
+            Ashkboos et al., 2024), "omniquant" (Shao et al., 2023), "affinequant" (Ma et al., 2024), "flatquant" (Sun
+            et al., 2024), or "round": nothing, the baseline of them all.
         weight_bits: width of the weights, 2 to 8, or 16 for no quantisation.
         activation_bits: width of the activations, 2 to 8, or 16 for no quantisation.
         alpha: how much of the difficulty SmoothQuant moves from the activations (0) to the weights (1); the methods
             that learn begin there.
         calibration_sequences: how many sequences the activation ranges and GPTQ's inputs are taken from, or learnt on.
         rounding: how weights are rounded: each to the "nearest" level, or by "gptq" (Frantar et al., 2023), which makes
-            up for the error of a weight in those that are not rounded yet; not with the methods that learn.
+            up for the error of a weight in those that are not rounded yet; after the learning, if there is one.
         weight_clip_percent: how much of the tail of the weights is cut off by the grid, for the methods that do not
             learn it.
         activation_grid: "symmetric" or "asymmetric"; None for what the method takes: the latter if it learns.
@@ -44,7 +44,7 @@ class QuantizationConfig:
             alone.
         group_size: input channels of a weight that share a scale, in linears whose inputs it divides; 0 for all the
             inputs of an output channel, None for what the method takes: 128 if it learns (paper, E.2), else 0.
-        seed: of the random signs of a rotation.
+        seed: of the random signs of a rotation, and of those that FlatQuant begins with.
         epochs: passes over the calibration sequences for each block, in the methods that learn.
         batch_sequences: sequences in a step of the learning.
         transformation_rate: learning rate of scales, shifts and matrices.
