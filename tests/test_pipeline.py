@@ -120,6 +120,20 @@ def test_a_setting_changes_what_depends_on_it(tiny_run, monkeypatch, setting, re
     assert changed == rebuilt
 
 
+def test_a_ready_corpus_is_used_where_it_lies(tiny_run, tmp_path):
+    ready = f"corpus.name={tiny_run.folder / 'corpus'}"
+    recipe = load_recipe(tiny_run.recipe, [ready, "corpus.sources=[]", f"output={tmp_path}", "attention.sinks=[none]"])
+    run = Run(recipe)
+    run.check()
+    run.adapted("none")
+    assert {path.name for path in tmp_path.iterdir()} == {"vocabulary", "vocoder", "none"}
+    twin = Run(load_recipe(tiny_run.recipe, ["attention.sinks=[none]"]))
+    ours, theirs = (one.corpus.utterances("train") for one in (run, twin))
+    assert [one.text for one in ours] == [one.text for one in theirs]
+    with pytest.raises(UserError, match="not a SpARQ corpus folder"):
+        Run(load_recipe(tiny_run.recipe, [f"corpus.name={tmp_path}"])).check()
+
+
 def test_another_quantisation_is_built_beside_what_stays(tiny_run, copied):
     settings = [f"output={copied}", "attention.sinks=[max]", "quantization.0.method=round", "evaluation.sentences=1"]
     before = (copied / "max" / "stage.json").read_bytes()

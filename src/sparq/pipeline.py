@@ -25,7 +25,7 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from sparq.adaptation.start import new_model, pretrained_model
-from sparq.artifacts import Manifest, write_text
+from sparq.artifacts import Manifest, read_manifest, write_text
 from sparq.attention import install
 from sparq.config import QuantizationRow
 from sparq.corpus.build import corpus_stage
@@ -87,6 +87,8 @@ class Run:
             UserError: a ready-made part or the judge cannot be had, or two rows make models of one name.
         """
         recipe = self.recipe
+        if recipe.corpus.name is not None:
+            read_manifest(Path(recipe.corpus.name), "corpus")
         for name in (recipe.vocabulary.name, recipe.vocoder.name):
             if name is not None:
                 ready_made(name)
@@ -104,22 +106,25 @@ class Run:
         return self._done[stage.name]
 
     @cached_property
-    def corpus_manifest(self) -> Manifest:
-        """The corpus, made if need be."""
-        return self._run(corpus_stage(self.recipe.corpus, quiet=self._quiet))
+    def _corpus(self) -> dict[str, str]:
+        """The corpus as the input of a stage, made if need be."""
+        config = self.recipe.corpus
+        if config.name is not None:
+            return {"corpus": read_manifest(Path(config.name), "corpus").fingerprint}
+        return {"corpus": self._run(corpus_stage(config, quiet=self._quiet)).fingerprint}
 
     @cached_property
     def corpus(self) -> Corpus:
         """The corpus of the run."""
-        assert self.corpus_manifest
-        return Corpus.load(self.folder / "corpus")
+        assert self._corpus
+        return Corpus.load(Path(self.recipe.corpus.name or self.folder / "corpus"))
 
     @cached_property
     def vocabulary_manifest(self) -> Manifest:
         """The vocabulary, made or copied if need be."""
         config = self.recipe.vocabulary
         ready = None if config.name is None else ready_made(config.name)
-        inputs = {"corpus": self.corpus_manifest.fingerprint} if ready is None else known(ready, "vocabulary")
+        inputs = self._corpus if ready is None else known(ready, "vocabulary")
         return self._run(Stage("vocabulary", dataclasses.asdict(config), inputs, partial(self._vocabulary, ready)))
 
     @cached_property
@@ -152,7 +157,7 @@ class Run:
         """The vocoder, trained or copied if need be."""
         config = self.recipe.vocoder
         ready = None if config.name is None else ready_made(config.name)
-        inputs = {"corpus": self.corpus_manifest.fingerprint} if ready is None else known(ready, "vocoder")
+        inputs = self._corpus if ready is None else known(ready, "vocoder")
         return self._run(Stage("vocoder", dataclasses.asdict(config), inputs, partial(self._vocoder, ready)))
 
     def _vocoder(self, ready: Path | None, work: Path) -> None:
@@ -175,7 +180,7 @@ class Run:
             "adaptation": recipe.adaptation,
         }
         inputs = {
-            "corpus": self.corpus_manifest.fingerprint,
+            **self._corpus,
             "vocabulary": self.vocabulary_manifest.fingerprint,
             "vocoder": self.vocoder_manifest.fingerprint,
         }
@@ -223,7 +228,7 @@ class Run:
         stage = Stage(
             f"scores-{name}-{FULL}" if row is None else f"scores-{name}",
             {key: value for key, value in evaluation.items() if key not in ("recordings", "spoken")},
-            {"model": made.fingerprint, "corpus": self.corpus_manifest.fingerprint},
+            {"model": made.fingerprint, **self._corpus},
             partial(self._score, name),
         )
         return self._run(stage)

@@ -103,6 +103,7 @@ class CorpusConfig:
     """What the model learns from.
 
     Attributes:
+        name: the folder of a ready corpus, of which the other keys then say nothing; null makes one.
         sources: where speech and text come from.
         encoder: makes features of speech.
         units: makes units of features.
@@ -111,7 +112,8 @@ class CorpusConfig:
         seed: of every random choice (speeds, phrases, the held-out part).
     """
 
-    sources: tuple[SourceConfig, ...]
+    name: str | None = None
+    sources: tuple[SourceConfig, ...] = ()
     encoder: EncoderConfig = EncoderConfig()
     units: UnitsConfig = UnitsConfig()
     processes: int = key(2, minimum=1)
@@ -119,5 +121,5 @@ class CorpusConfig:
     seed: int = key(0, minimum=0)
 
     def __post_init__(self) -> None:
-        if not self.sources:
-            raise UserError("sources: [] (expected at least one source)")
+        if not self.sources and self.name is None:
+            raise UserError("sources: [] (expected at least one source, or the name of a ready corpus)")

@@ -125,7 +125,7 @@ def _make(
 
 def _settings(config: CorpusConfig) -> dict[str, Any]:
     """Everything that decides what comes out."""
-    return {name: value for name, value in dump(config).items() if name != "processes"}
+    return {name: value for name, value in dump(config).items() if name not in ("name", "processes")}
 
 
 def _complete(folder: Path, inputs: dict[str, str]) -> bool:

@@ -23,6 +23,7 @@ LABELS = MappingProxyType(
         "max": "max shift",
         "zero": "zero sink",
         "mean": "mean shift",
+        "l1": "L1 norm",
         "learned": "learned sink",
         "clipped": "clipped softmax",
         "gated": "gated attention",
@@ -33,11 +34,21 @@ _LINES = {
     "max": "--",
     "zero": "-.",
     "mean": ":",
+    "l1": (0, (1, 3)),
     "learned": (0, (5, 1, 1, 1, 1, 1)),
     "clipped": (0, (8, 2, 2, 2)),
     "gated": (0, (2, 2)),
 }
-_HATCHES = {"none": "", "max": "//", "zero": "..", "mean": "\\\\", "learned": "xx", "clipped": "++", "gated": "oo"}
+_HATCHES = {
+    "none": "",
+    "max": "//",
+    "zero": "..",
+    "mean": "\\\\",
+    "l1": "--",
+    "learned": "xx",
+    "clipped": "++",
+    "gated": "oo",
+}
 # Matplotlib wants colours: each of these stands for a CSS variable of the page, and is replaced by it at the end.
 _STAND_INS = {"ink": "#010203", "grid": "#010204", "paper": "#010205"} | {
     f"sink-{sink}": f"#0102{16 + i:02x}" for i, sink in enumerate(LABELS)
