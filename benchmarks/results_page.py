@@ -29,11 +29,11 @@ simulated. Every table is made by `sparq paper run TABLE --scale SCALE`, which g
 
 def section(kept: dict[str, Any], file: Path) -> str:
     """Write one table."""
-    made, settings = kept["made"], " ".join(kept["settings"])
+    made, settings = kept["made"], "".join(f" {one}" for one in kept["settings"])
     seeds = f"{kept['seeds']} seed" + ("s" if kept["seeds"] > 1 else "")
     about = (
-        f"`sparq paper run {kept['table']} --scale {kept['scale']}{' ' + settings if settings else ''}`, {seeds}; commit "
-        f"{made['commit']}, {made['date'][:10]}, {made['machine']} ([JSON](../{file.relative_to(ROOT)}))."
+        f"`sparq paper run {kept['table']} --scale {kept['scale']}{settings}`, {seeds}; commit {made['commit']}, "
+        f"{made['date'][:10]}, {made['machine']} ([JSON](../{file.relative_to(ROOT)}))."
     )
     parts = [f"### {title(kept)}", textwrap.fill(about, 120)]
     for caption, grid in grids(kept):
