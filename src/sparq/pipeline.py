@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedModel
 
+from sparq.adaptation.packed_linear import require_bitsandbytes
 from sparq.adaptation.start import new_model, pretrained_model
 from sparq.artifacts import Manifest, read_manifest, write_text
 from sparq.attention import install
@@ -84,7 +85,8 @@ class Run:
         """Say early what would only be found out late.
 
         Raises:
-            UserError: a ready-made part or the judge cannot be had, or two rows make models of one name.
+            UserError: a ready-made part, the judge or a package that is needed cannot be had, or two rows make models
+                of one name.
         """
         recipe = self.recipe
         if recipe.corpus.name is not None:
@@ -94,6 +96,8 @@ class Run:
                 ready_made(name)
         if recipe.vocabulary.name is None and recipe.vocabulary.mode == "extend" and recipe.model.name is None:
             raise UserError("vocabulary.mode: extend needs model.name (the pretrained model whose tokenizer is kept)")
+        if recipe.adaptation.method == "qlora":
+            require_bitsandbytes()
         names = [model_name("", row) for row in recipe.quantization]
         for name in names:
             if names.count(name) > 1:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -100,17 +101,16 @@ def test_epochs_are_timed_on_the_same_batches_and_the_model_stays(scale_file, mo
     assert [row["value"] for row in kept["printed"]] == ["74", "58", "84", "63"]
 
 
+def test_a_package_that_is_missing_is_said_before_anything_is_made(scale_file, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    cells = [Cell("max"), Cell("max", Adaptation("qlora"))]
+    with pytest.raises(UserError, match="bitsandbytes"):
+        measure(load_scale(str(scale_file)), cells, 1, (f"output={tmp_path}",), in_turn(Watcher()))
+    assert not list(tmp_path.iterdir())
+
+
 def test_ray_is_asked_for_only_when_it_is_wanted(monkeypatch):
-    import builtins
-
-    found = builtins.__import__
-
-    def without(name, *rest):
-        if name == "ray":
-            raise ImportError(name)
-        return found(name, *rest)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+    monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UserError, match=r"--ray: Ray is not installed"):
         on_ray("local", Watcher())
 

@@ -48,7 +48,6 @@ class Job:
         """Do it; give what was measured, of a job until "scored"."""
         run, cell = open_run(self.scale, self.cell, self.seed, self.overrides, watcher), self.cell
         if self.until == "shared":
-            run.check()
             assert run.vocabulary_manifest
             assert run.vocoder_manifest
             return None
@@ -92,6 +91,8 @@ def measure(
     wanted = list(dict.fromkeys(one for cell in cells for one in (cell.baseline, cell)))
     adapted = list(dict.fromkeys(Cell(cell.sink, cell.adaptation) for cell in wanted))
     given = tuple(overrides)
+    for cell in {cell.adaptation: cell for cell in adapted}.values():
+        open_run(scale, cell, 0, given).check()
 
     def jobs(of: Sequence[Cell], until: str) -> list[Job]:
         return [Job(scale, cell, seed, given, until) for seed in range(seeds) for cell in of]
@@ -126,7 +127,7 @@ def on_ray(address: str, watcher: Watcher) -> Engine:
     except ImportError as error:
         raise UserError("--ray: Ray is not installed (pip install 'sparq[ray]')") from error
     try:
-        ray.init(address=None if address == "local" else address, ignore_reinit_error=True, log_to_driver=False)
+        ray.init(address=address, ignore_reinit_error=True, log_to_driver=False)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise UserError(f"--ray: {address}: no cluster there ({' '.join(str(error).split())[:120]})") from error
     gpus = 1 if ray.cluster_resources().get("GPU") else 0
