@@ -117,6 +117,7 @@ def test_ray_is_asked_for_only_when_it_is_wanted(monkeypatch):
 
 def test_a_cluster_gives_what_this_process_gives(scale_file, monkeypatch):
     pytest.importorskip("ray")
+    monkeypatch.setenv("RAY_worker_niceness", "0")
     scale = load_scale(str(scale_file))
     notes: list[str] = []
     engine = on_ray("local", Watcher(note=notes.append))
