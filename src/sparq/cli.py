@@ -229,6 +229,13 @@ def _add_paper(made: Any) -> None:
     _add(parts, "list", paper_commands.list_tables, "Name the paper's tables")
     table = _add(parts, "show", paper_commands.show_table, "Show a table as it is printed, its drops recomputed")
     table.add_argument("table", help="its name, such as 1 or G.1")
+    text = "Measure a table or a figure, or all, and show it beside what is printed"
+    run = _add(parts, "run", paper_commands.run_tables, text)
+    run.add_argument("table", help="1 to 11, G.1, figure3, figure4, or all")
+    run.add_argument("--scale", default="demo", help="at which size: the name of a scale that ships, or a YAML file")
+    run.add_argument("--seeds", type=_positive, default=1, help="models of every cell; mean and deviation are shown")
+    run.add_argument("--ray", metavar="ADDRESS", help="do it on a Ray cluster ('local' for this machine)")
+    _add_settings(run, "every model, such as adaptation.steps=50")
     text = "Theorem C.1 at work on random models, and the norms of proposition C.1 in a SpeechLM"
     theory = _add(parts, "theory", paper_commands.show_theory, text)
     theory.add_argument("--before", help="the SpeechLM before it was adapted, for the norms of what changed")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sparq.commands import print_json
 
@@ -78,6 +78,40 @@ def _print_improvements(rows: list[Improvement]) -> None:
         setting = row.setting
         names = f"{setting.model:10}{setting.adaptation:12}{setting.quantisation:20}{setting.bits:8}"
         print(f"{names}{row.of_drops:>12.1f}{row.of_scores:>12.1f}")
+
+
+def run_tables(given: argparse.Namespace) -> None:
+    """Measure tables of the paper, and show each beside what is printed."""
+    from sparq.paper.scale import load_scale
+
+    scale = load_scale(given.scale)  # before what takes seconds to import
+
+    from sparq.making import Watcher
+    from sparq.paper.experiment import on_ray
+    from sparq.paper.reproduction import TABLES, Order, reproduce
+    from sparq.progress import Terminal
+
+    found = []
+    for table in TABLES if given.table == "all" else (given.table,):
+        with Terminal(quiet=given.json) as terminal:
+            watcher = Watcher(terminal.stage, terminal.training, terminal.note)
+            engine = on_ray(given.ray, watcher) if given.ray else None
+            order = Order(scale, given.seeds, tuple(given.settings), watcher, engine)
+            found.append(reproduce(table, order))
+        if not given.json:
+            _print_measured(found[-1])
+    if given.json:
+        print_json(found if given.table == "all" else found[0])
+
+
+def _print_measured(kept: dict[str, Any]) -> None:
+    from sparq.paper.layout import as_text, grids, title
+
+    seeds = f"{kept['seeds']} seed{'s' if kept['seeds'] > 1 else ''}"
+    print(f"\n{title(kept)}; scale {kept['scale']}, {seeds}, printed numbers of {kept['stands_for']}")
+    for caption, grid in grids(kept):
+        print(f"\n{caption}" if caption else "")
+        print(as_text(grid))
 
 
 def show_theory(given: argparse.Namespace) -> None:

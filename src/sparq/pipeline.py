@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from transformers import PreTrainedModel
 
 from sparq.adaptation.start import new_model, pretrained_model
 from sparq.artifacts import Manifest, write_text
@@ -60,9 +61,20 @@ RESULT = "result.json"
 class Run:
     """A recipe at work in its folder."""
 
-    def __init__(self, recipe: Recipe, watcher: Watcher | None = None, *, quiet: bool = True) -> None:
-        """Prepare; nothing is made yet. ``quiet`` keeps the corpus from drawing its own progress bar."""
+    def __init__(
+        self, recipe: Recipe, watcher: Watcher | None = None, *, quiet: bool = True, variant: str = ""
+    ) -> None:
+        """Prepare; nothing is made yet.
+
+        Args:
+            recipe: what to do.
+            watcher: told how it goes.
+            quiet: keeps the corpus from drawing its own progress bar.
+            variant: stands before the names of the models' stages ("lora-max"), so that recipes which differ in their
+                adaptation alone share a folder, and in it corpus, vocabulary and vocoder.
+        """
         self.recipe = recipe
+        self._variant = f"{variant}-" if variant else ""
         self.folder = recipe.folder
         self.watcher = watcher or Watcher()
         self._quiet = quiet
@@ -123,7 +135,7 @@ class Run:
         config, units = self.recipe.vocabulary, self.corpus.codebook.size
         options: dict[str, Any] = {"deduplicate": config.deduplicate, "normalisation": config.normalisation}
         writer = Writer(units, **options)
-        random = np.random.default_rng(self.recipe.adaptation.seed)
+        random = np.random.default_rng(self.recipe.corpus.seed)
         said = [u for u in self.corpus.utterances("train") if len(u.units) and writer.write_text(u.text)]
         chosen = random.permutation(len(said))[:VOCABULARY_LINES]
         lines = [TASKS["asr"].line(writer, text=said[i].text, units=said[i].units) for i in chosen]
@@ -170,16 +182,22 @@ class Run:
         start = None if name is None else ready_made(name, must_exist=False)
         if start is not None:
             inputs |= known(start, "speechlm")
-        return self._run(Stage(sink, settings, inputs, partial(self._adapt, sink, name, start)))
+        return self._run(Stage(self.name(sink), settings, inputs, partial(self._adapt, sink)))
 
-    def _adapt(self, sink: str, name: str | None, start: Path | None, work: Path) -> None:
+    def start(self, sink: str) -> PreTrainedModel:
+        """Give the model that a variant's adaptation starts from, before its attention is installed."""
         recipe, vocabulary = self.recipe, self.vocabulary
-        if start is not None:
-            model = SpeechLM.load(start).model
-        elif name is not None:
-            model = pretrained_model(language_model(name), vocabulary, recipe.adaptation.seed)
-        else:
-            model = new_model(recipe.model, vocabulary, recipe.adaptation.seed)
+        name = recipe.model.weights(sink)
+        ready = None if name is None else ready_made(name, must_exist=False)
+        if ready is not None:
+            return SpeechLM.load(ready).model
+        if name is not None:
+            return pretrained_model(language_model(name), vocabulary, recipe.adaptation.seed)
+        return new_model(recipe.model, vocabulary, recipe.adaptation.seed)
+
+    def _adapt(self, sink: str, work: Path) -> None:
+        recipe, vocabulary = self.recipe, self.vocabulary
+        model = self.start(sink)
         install(model, **recipe.attention.arguments(sink))
         self._speechlm(model)  # raises before the training if the parts were not made for each other
         training = adapt_model(
@@ -192,18 +210,18 @@ class Run:
         inputs = {"model": self.adapted(sink).fingerprint}
         config = QuantizationConfig(**dataclasses.asdict(row))
         build = partial(self._quantize, sink, config)
-        return self._run(Stage(model_name(sink, row), dataclasses.asdict(row), inputs, build))
+        return self._run(Stage(self.name(sink, row), dataclasses.asdict(row), inputs, build))
 
     def _quantize(self, sink: str, config: QuantizationConfig, work: Path) -> None:
-        quantize_into(self.folder / sink / SPEECHLM, self.corpus, config, work / SPEECHLM, self.watcher)
+        quantize_into(self.folder / self.name(sink) / SPEECHLM, self.corpus, config, work / SPEECHLM, self.watcher)
 
     def scored(self, sink: str, row: QuantizationRow | None) -> Manifest:
         """What is measured of one variant at one width (None: as it was adapted)."""
         made = self.adapted(sink) if row is None else self.quantized(sink, row)
-        name = model_name(sink, row)
+        name = self.name(sink, row)
         evaluation = dataclasses.asdict(self.recipe.evaluation)
         stage = Stage(
-            f"scores-{sink}-{FULL}" if row is None else f"scores-{name}",
+            f"scores-{name}-{FULL}" if row is None else f"scores-{name}",
             {key: value for key, value in evaluation.items() if key not in ("recordings", "spoken")},
             {"model": made.fingerprint, "corpus": self.corpus_manifest.fingerprint},
             partial(self._score, name),
@@ -220,6 +238,10 @@ class Run:
         held_out = self.corpus.utterances("held_out")
         assessment = assess(lm, held_out, self.judge, self.recipe.evaluation, self.watcher.note)
         write_text(work / RESULT, json.dumps(dataclasses.asdict(assessment), indent=1) + "\n")
+
+    def name(self, sink: str, row: QuantizationRow | None = None) -> str:
+        """Name the stage of one model, behind what the variant of the recipe is called."""
+        return self._variant + model_name(sink, row)
 
     def models(self) -> list[tuple[str, QuantizationRow | None]]:
         """Every model of the run: each sink in full precision and at every width."""

@@ -8,7 +8,7 @@ from typing import Any
 from sparq.errors import UserError
 from sparq.schema import key
 
-SINKS = ("none", "zero", "max", "mean", "learned", "clipped", "gated")
+SINKS = ("none", "zero", "max", "mean", "l1", "learned", "clipped", "gated")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,9 +79,10 @@ class AttentionConfig:
     """The attention variants that are compared; each is adapted, quantised and evaluated.
 
     Attributes:
-        sinks: "none" (vanilla), "zero" (softmax_1), "max" (the paper's max-shift), "mean", "learned"; and the paper's
-            baselines "clipped" (clipped softmax) and "gated" (vanilla with gates).
-        implementation: "fused" kernels or the "plain" definitions; clipped softmax is always plain.
+        sinks: "none" (vanilla), "zero" (softmax_1), "max" (the paper's max-shift), "mean" and "l1" (the paper's other
+            stabilisers), "learned"; and the paper's baselines "clipped" (clipped softmax) and "gated" (vanilla with
+            gates).
+        implementation: "fused" kernels or the "plain" definitions; clipped softmax and l1 are always plain.
         detach: leave the sink's own gradient out.
         clipping: of the variant "clipped".
         gating: of the variant "gated".
@@ -106,5 +107,7 @@ class AttentionConfig:
         if sink == "gated":
             gate = {"gate_opening": self.gating.opening, "gate_pretrained": self.gating.pretrained}
             return {"sink": "none", "implementation": self.implementation, "gate": "per_token", **gate}
+        if sink == "l1":
+            return {"sink": "l1", "implementation": "plain"}
         detach = self.detach and sink in {"max", "mean"}
         return {"sink": sink, "implementation": self.implementation, "detach": detach}

@@ -1,0 +1,120 @@
+"""The paper by one command: each table and figure measured at a scale, and kept as JSON beside what is printed."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sparq.artifacts import provenance, write_text
+from sparq.errors import UserError
+from sparq.making import Watcher
+from sparq.paper.comparison import Value, as_data, compare
+from sparq.paper.epoch_time import epoch_times
+from sparq.paper.experiment import Engine, in_turn, measure, open_run
+from sparq.paper.grid import BY_ACCURACY, READINGS, SCORED, Cell, lines
+from sparq.paper.printed import other_table
+from sparq.paper.scale import FULL, Adaptation, Scale
+from sparq.schema import did_you_mean
+
+FIGURES = {"figure3": "Figure 3, outliers", "figure4": "Figure 4, attention of the last layer"}
+TABLES = ("1", "2", "3", "4", "5", "6", "7", "8", "9", "10", "11", "G.1", *FIGURES)
+_COMPARED = (*READINGS["vanilla"], *READINGS["sparq"])
+
+
+@dataclasses.dataclass(frozen=True)
+class Order:
+    """What is asked for.
+
+    Attributes:
+        scale: at which size.
+        seeds: how many; numbers become mean and deviation over them.
+        overrides: ``key=value`` settings of every model.
+        watcher: told how it goes.
+        engine: does the jobs; None for one after another, here.
+    """
+
+    scale: Scale
+    seeds: int = 1
+    overrides: tuple[str, ...] = ()
+    watcher: Watcher = dataclasses.field(default_factory=Watcher)
+    engine: Engine | None = None
+
+    def measure(self, cells: Sequence[Cell]) -> dict[Cell, list[Mapping[str, Any]]]:
+        """Adapt, quantise and score cells."""
+        engine = self.engine or in_turn(self.watcher)
+        return measure(self.scale, cells, self.seeds, self.overrides, engine)
+
+
+def reproduce(table: str, order: Order) -> dict[str, Any]:
+    """Measure a table or a figure, and keep it as ``runs/paper-SCALE/TABLE.json``.
+
+    Args:
+        table: one of ``TABLES``.
+        order: scale, seeds and the rest.
+
+    Returns:
+        What is kept: plain data, laid out by :mod:`sparq.paper.layout`.
+
+    Raises:
+        UserError: there is no such table, a setting is wrong, or a part cannot be had.
+    """
+    if table not in TABLES:
+        raise UserError(f"table {table}: cannot be measured ({did_you_mean(table, TABLES)})")
+    kept = {
+        "table": table,
+        "scale": order.scale.name,
+        "description": order.scale.description,
+        "stands_for": order.scale.stands_for,
+        "seeds": order.seeds,
+        "settings": list(order.overrides),
+        **_MEASURED[table](table, order),
+        "made": provenance(),
+    }
+    write_text(Path(order.scale.folder) / f"{_file(table)}.json", json.dumps(kept, indent=1) + "\n")
+    return kept
+
+
+def _file(table: str) -> str:
+    return table if table in FIGURES else f"table-{table}"
+
+
+def _scored(table: str, order: Order) -> dict[str, Any]:
+    asked = lines(table, order.scale.quantization)
+    measured = order.measure([line.cell for line in asked])
+    return {"rows": [as_data(row) for row in compare(asked, measured)]}
+
+
+def _epochs(table: str, order: Order) -> dict[str, Any]:
+    run = open_run(order.scale, Cell("none"), 0, order.overrides, order.watcher)
+    run.check()
+    times = epoch_times(run.start("none"), run.corpus, run.vocabulary, run.recipe, _COMPARED, order.watcher.note)
+    return {
+        "rows": [dataclasses.asdict(one) for one in times],
+        "printed": [dataclasses.asdict(one) for one in other_table(table)],
+    }
+
+
+def _outliers(table: str, order: Order) -> dict[str, Any]:
+    adaptations = (FULL, Adaptation("lora"), Adaptation("qlora"))
+    cells = [Cell(sink, adaptation) for adaptation in adaptations for sink in _COMPARED]
+    measured = order.measure(cells)
+    rows = []
+    for cell in cells:
+        for kind in measured[cell][0]["outliers"]:
+            reports = [one["outliers"][kind] for one in measured[cell]]
+            values = {
+                name: dataclasses.asdict(Value.over([report[name] for report in reports]))
+                for name in ("maximum_infinity_norm", "average_kurtosis")
+            }
+            rows.append({"adaptation": cell.adaptation.name, "sink": cell.sink, "kind": kind, **values})
+    return {"title": FIGURES[table], "rows": rows}
+
+
+_MEASURED: Mapping[str, Callable[[str, Order], dict[str, Any]]] = {
+    **dict.fromkeys((*SCORED, *BY_ACCURACY), _scored),
+    "3": _epochs,
+    "figure3": _outliers,
+}
