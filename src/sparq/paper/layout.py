@@ -169,11 +169,12 @@ def _others(kept: Data) -> Grid:
 
 def _shares(kept: Data) -> Grid:
     head = ["model", "rank", "linears", "adapters, million", "of the model %", "printed, million", "printed %"]
-    rows = [
-        [row["model"], str(row["rank"]), row["targets"],
-         _number(row["parameters"] / 1e6, 1), _number(row["percent"], 1), _number(row["printed_parameters"] / 1e6, 1), _number(row["printed_percent"], 1)]
-        for row in kept["rows"]
-    ]  # fmt: skip
+    rows = []
+    for row in kept["rows"]:
+        millions = [_number(row[name] / 1e6) for name in ("parameters", "printed_parameters")]
+        percents = [_number(row[name]) for name in ("percent", "printed_percent")]
+        ours, printed = zip(millions, percents, strict=True)
+        rows.append([row["model"], str(row["rank"]), row["targets"], *ours, *printed])
     return head, rows
 
 
