@@ -14,7 +14,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from sparq.errors import UserError
@@ -128,10 +130,11 @@ def on_ray(address: str, watcher: Watcher) -> Engine:
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise UserError(f"--ray: {address}: no cluster there ({' '.join(str(error).split())[:120]})") from error
     gpus = 1 if ray.cluster_resources().get("GPU") else 0
-    remote = ray.remote(num_gpus=gpus, max_retries=0)(Job.run)
+    remote = ray.remote(num_gpus=gpus, max_retries=0)(_do_in)
+    here = str(Path.cwd())
 
     def engine(jobs: Sequence[Job]) -> list[Mapping[str, Any] | None]:
-        waiting = {remote.remote(job): index for index, job in enumerate(jobs)}
+        waiting = {remote.remote(here, job): index for index, job in enumerate(jobs)}
         results: list[Mapping[str, Any] | None] = [None] * len(jobs)
         while waiting:
             (done, *_), _rest = ray.wait(list(waiting), num_returns=1)
@@ -142,6 +145,12 @@ def on_ray(address: str, watcher: Watcher) -> Engine:
         return results
 
     return engine
+
+
+def _do_in(folder: str, job: Job) -> Mapping[str, Any] | None:
+    """Do a job where the driver runs: paths in recipes are taken from there."""
+    os.chdir(folder)
+    return job.run()
 
 
 @contextlib.contextmanager

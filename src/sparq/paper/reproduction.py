@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from sparq.artifacts import provenance, write_text
@@ -63,6 +62,7 @@ def reproduce(table: str, order: Order) -> dict[str, Any]:
     """
     if table not in TABLES:
         raise UserError(f"table {table}: cannot be measured ({did_you_mean(table, TABLES)})")
+    folder = order.scale.cell(FULL, 0, order.overrides).folder
     kept = {
         "table": table,
         "scale": order.scale.name,
@@ -73,7 +73,7 @@ def reproduce(table: str, order: Order) -> dict[str, Any]:
         **_MEASURED[table](table, order),
         "made": provenance(),
     }
-    write_text(Path(order.scale.folder) / f"{_file(table)}.json", json.dumps(kept, indent=1) + "\n")
+    write_text(folder / f"{_file(table)}.json", json.dumps(kept, indent=1) + "\n")
     return kept
 
 
