@@ -134,7 +134,7 @@ def test_names_agree_with_the_rooms_that_give_them_meaning():
 
     from sparq.attention import install, installed
     from sparq.language.tasks import TASKS
-    from sparq.paper.figures import LABELS
+    from sparq.paper.drawing import LABELS
     from sparq.quantization.config import METHODS, ROUNDINGS, QuantizationConfig
 
     assert set(config.TASKS) == set(TASKS)

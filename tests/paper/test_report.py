@@ -13,7 +13,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparq.paper.figures import LossCurve, OutlierBar, loss_curves, outlier_bars, short
+from sparq.paper.drawing import FILE, short
+from sparq.paper.figures import (
+    LIVE_PANELS,
+    LossCurve,
+    OutlierBar,
+    OutlierCurve,
+    loss_curves,
+    outlier_bars,
+    outlier_curves,
+)
+from sparq.paper.heatmaps import HeadMaps
 from sparq.paper.report import (
     COLUMNS,
     Recording,
@@ -95,7 +105,16 @@ def scores(sink: str, bits: str, factor: float, method: str | None = None) -> Sc
     )
 
 
-@pytest.fixture
+def heads(sink: str) -> HeadMaps:
+    random = np.random.default_rng(0)
+    return HeadMaps(sink, 3, random.random((4, 9, 9)), *random.normal(size=(2, 4, 9, 5)), text_from=6)
+
+
+def live(sink: str, factor: float = 1.0) -> OutlierCurve:
+    return OutlierCurve(sink, [5, 10], {name: [0.5 * factor, 0.25] for name in LIVE_PANELS})
+
+
+@pytest.fixture(scope="module")
 def data() -> ReportData:
     return ReportData(
         name="demo",
@@ -111,6 +130,9 @@ def data() -> ReportData:
         ],
         curves=[LossCurve(s, [10, 20, 30], [5.0 - i, 4.0, 3.0 + i]) for i, s in enumerate(SINKS)],
         outliers=[OutlierBar(s, m, 10.0, 3.0) for s in SINKS for m in ("text", "speech", "speech with text")],
+        live=[live(s) for s in SINKS],
+        heads=[heads(s) for s in ("none", "max")],
+        sample="It was <the> best.",
         recordings=[
             Recording(
                 "two_cities.wav", sound(), "It was the best of times", [Transcript("max", "it was the rest", 40.0)]
@@ -121,10 +143,16 @@ def data() -> ReportData:
     )
 
 
+@pytest.fixture(scope="module")
+def text(data, tmp_path_factory) -> str:
+    path = tmp_path_factory.mktemp("report") / "run" / "report.html"
+    write_report(path, data)
+    return path.read_text(encoding="utf-8")
+
+
 @pytest.fixture
-def page(data, tmp_path) -> Page:
-    write_report(tmp_path / "run" / "report.html", data)
-    return Page((tmp_path / "run" / "report.html").read_text(encoding="utf-8"))
+def page(text) -> Page:
+    return Page(text)
 
 
 def test_page_asks_nothing_of_anyone(page):
@@ -216,16 +244,15 @@ def test_sound_is_inside_the_page(data, page):
 def test_loud_and_broken_samples_do_not_wrap_around(data, tmp_path):
     loud = Sound(np.array([2.0, -2.0, np.nan, 1.0]), 16000)
     sentence = SpokenSentence("a", [Take("max", loud, "a")])
-    write_report(tmp_path / "r.html", dataclasses.replace(data, spoken=[sentence]))
+    write_report(tmp_path / "r.html", dataclasses.replace(data, spoken=[sentence], heads=()))
     content = Page((tmp_path / "r.html").read_text()).all("audio")[0]["src"].split(",")[1]
     with wave.open(io.BytesIO(base64.b64decode(content))) as file:
         assert np.frombuffer(file.readframes(4), "<i2").tolist() == [32767, -32767, 0, 32767]
 
 
-def test_same_data_same_page(data, tmp_path):
-    write_report(tmp_path / "a.html", data)
-    write_report(tmp_path / "b.html", data)
-    assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes()
+def test_same_data_same_page(data, text, tmp_path):
+    write_report(tmp_path / "again.html", data)
+    assert (tmp_path / "again.html").read_text(encoding="utf-8") == text
 
 
 def test_what_is_empty_is_left_out(tmp_path):
@@ -238,7 +265,7 @@ def test_what_is_empty_is_left_out(tmp_path):
 
 
 def test_nothing_is_left_behind_when_it_fails(data, tmp_path):
-    broken = dataclasses.replace(data, made={})
+    broken = dataclasses.replace(data, made={}, heads=(), live=())
     with pytest.raises(Exception, match="date"):
         write_report(tmp_path / "run" / "report.html", broken)
     assert list(tmp_path.iterdir()) == []
@@ -262,9 +289,7 @@ def contrast(one: str, other: str) -> float:
 
 
 @pytest.mark.parametrize("block", [r"^:root \{(.*?)\}", r"dark\) \{\s*:root \{(.*?)\}"])
-def test_contrast_in_light_and_dark(data, tmp_path, block):
-    write_report(tmp_path / "r.html", data)
-    text = (tmp_path / "r.html").read_text()
+def test_contrast_in_light_and_dark(text, block):
     style = text[text.index("<style>") + 8 : text.index("</style>")]
     found = colours(style, block)
     for ground in ("paper", "card"):
@@ -276,13 +301,38 @@ def test_contrast_in_light_and_dark(data, tmp_path, block):
 
 
 def test_figures_take_their_colours_from_the_page(data):
-    for figure in (loss_curves(data.curves), outlier_bars(data.outliers)):
+    for figure in (loss_curves(data.curves), outlier_bars(data.outliers), outlier_curves(data.live)):
         assert figure.startswith("<svg ")
         assert re.findall(r"#[0-9a-f]{6}\b", figure) == []
         for sink in SINKS:
             assert f"var(--sink-{sink})" in figure
         for name in ("vanilla", "max shift", "zero sink", "clipped softmax", "gated attention"):
             assert f">{name}</text>" in figure
+
+
+def test_files_have_the_colours_of_the_light_page(text):
+    found = colours(text, r"\n:root \{(.*?)\}")
+    assert FILE.ink == found["ink"]
+    assert FILE.grid == found["grid"]
+    assert FILE.paper == found["card"]
+    assert dict(FILE.sinks) == {sink: found[f"sink-{sink}"] for sink in SINKS}
+
+
+def test_curves_of_values_far_apart_and_broken_ones():
+    figure = outlier_curves([live("none", 1000), live("max", math.nan)])
+    assert figure.count("logarithmic scale") == len(LIVE_PANELS) - 1
+    assert "100 %" in outlier_curves([live("none", 2), live("max")])
+
+
+def test_numbers_of_the_curves_are_in_the_page(page):
+    assert [
+        ("zero sink", False),
+        ("10", False),
+        ("0.250", False),
+        ("0.250", False),
+        ("25.0", False),
+        ("0.250", False),
+    ] in (page.rows)
 
 
 def test_outlier_bars_hold_every_value_and_survive_broken_ones():

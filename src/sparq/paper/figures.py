@@ -1,34 +1,17 @@
-"""The figures of a report: SVG that takes its colours, its ink and its type from the page it is put into.
-
-Colours are Okabe and Ito's, which the colour-blind tell apart; line styles, hatches and labels say the same again.
-"""
+"""The charts of a report: the loss and the outliers of each attention variant, as it trains and when it is done."""
 
 from __future__ import annotations
 
 import dataclasses
-import io
 import math
-import re
-from collections.abc import Sequence
-from types import MappingProxyType
-from typing import Any
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
-import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-LABELS = MappingProxyType(
-    {
-        "none": "vanilla",
-        "max": "max shift",
-        "zero": "zero sink",
-        "mean": "mean shift",
-        "l1": "L1 norm",
-        "learned": "learned sink",
-        "clipped": "clipped softmax",
-        "gated": "gated attention",
-    }
-)
+from sparq.paper.drawing import Palette, label, page_svg, save_figure, short
+
 _LINES = {
     "none": "-",
     "max": "--",
@@ -49,30 +32,14 @@ _HATCHES = {
     "clipped": "++",
     "gated": "oo",
 }
-# Matplotlib wants colours: each of these stands for a CSS variable of the page, and is replaced by it at the end.
-_STAND_INS = {"ink": "#010203", "grid": "#010204", "paper": "#010205"} | {
-    f"sink-{sink}": f"#0102{16 + i:02x}" for i, sink in enumerate(LABELS)
+_SPAN = 12.0  # beyond this ratio of the largest to the smallest value, an axis is logarithmic
+LIVE_PANELS = {
+    "maximum_infinity_norm": "Maximum infinity norm",
+    "average_kurtosis": "Average kurtosis",
+    "first_token_attention": "Attention to the first token",
+    "massive_activation_ratio": "Largest activation / median",
 }
-_STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "hatch.linewidth": 0.8,
-    "font.size": 10,
-    "axes.titlesize": 10.5,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "axes.grid": True,
-    "grid.linewidth": 0.8,
-    "grid.color": _STAND_INS["grid"],
-    "axes.edgecolor": _STAND_INS["ink"],
-    "axes.facecolor": "none",
-    **dict.fromkeys(
-        ("text.color", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color"), _STAND_INS["ink"]
-    ),
-}
-_BARS_SPAN = 12.0  # beyond this ratio of the largest to the smallest bar, the axis is logarithmic
+"""What is logged of the outliers as a model trains → the title of its panel."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +55,21 @@ class LossCurve:
     sink: str
     steps: Sequence[float]
     losses: Sequence[float]
+
+
+@dataclasses.dataclass(frozen=True)
+class OutlierCurve:
+    """The outliers of one attention variant as it was adapted, on one kind of input.
+
+    Attributes:
+        sink: the variant.
+        steps: optimizer steps, rising, at which they were measured.
+        values: one of ``LIVE_PANELS`` → its value at each step.
+    """
+
+    sink: str
+    steps: Sequence[float]
+    values: Mapping[str, Sequence[float]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,53 +89,102 @@ class OutlierBar:
     average_kurtosis: float
 
 
-def label(sink: str) -> str:
-    """Name an attention variant as tables and figures do."""
-    return LABELS.get(sink, sink)
-
-
 def loss_curves(curves: Sequence[LossCurve]) -> str:
-    """Draw the training loss of each variant over its steps; SVG text."""
-    with mpl.rc_context(_STYLE):
+    """Draw the training loss of each variant over its steps; SVG for a page."""
+
+    def draw(palette: Palette) -> Figure:
         figure = Figure(figsize=(9, 3.6), layout="constrained")
         axes = figure.add_subplot()
         for curve in curves:
-            colour = _colour(curve.sink)
-            line = _LINES.get(curve.sink, "-")
-            axes.plot(curve.steps, curve.losses, ls=line, color=colour, lw=2, label=label(curve.sink))
-            axes.plot(curve.steps[-1:], curve.losses[-1:], "o", color=colour, ms=5)
+            _curve(axes, palette, curve.sink, curve.steps, curve.losses)
+            axes.plot(curve.steps[-1:], curve.losses[-1:], "o", color=palette.sink(curve.sink), ms=5)
         axes.set_xlabel("optimizer step")
         axes.set_ylabel("training loss (nats per piece)")
         axes.margins(x=0.02)
         axes.legend(frameon=False, loc="upper right", handlelength=3.2)
-        return _svg(figure, "loss")
+        return figure
+
+    return page_svg(draw, "loss")
+
+
+def outlier_curves(curves: Sequence[OutlierCurve]) -> str:
+    """Draw the outliers of each variant over its steps, a panel for each measure; SVG for a page."""
+
+    def draw(palette: Palette) -> Figure:
+        figure = Figure(figsize=(9, 4.8), layout="constrained")
+        panels = figure.subplots(2, 2, sharex=True)
+        for axes, (name, title) in zip(panels.flat, LIVE_PANELS.items(), strict=True):
+            for curve in curves:
+                _curve(axes, palette, curve.sink, curve.steps, curve.values[name], marker="o", ms=4)
+            found = [value for curve in curves for value in curve.values[name]]
+            if name == "first_token_attention":
+                axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
+            elif not _logarithmic(axes, found):
+                axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.6g}".replace(",", "\u202f"))
+            axes.set_title(title)
+            axes.margins(x=0.03, y=0.12)
+        for axes in panels[-1]:
+            axes.set_xlabel("optimizer step")
+        handles, labels = panels[0, 0].get_legend_handles_labels()
+        figure.legend(handles, labels, frameon=False, loc="outside lower center", ncols=len(curves), handlelength=3.2)
+        return figure
+
+    return page_svg(draw, "live")
 
 
 def outlier_bars(bars: Sequence[OutlierBar]) -> str:
-    """Draw kurtosis and infinity norm, a group of bars for each kind of input, in the form of Figure 3; SVG text."""
+    """Draw kurtosis and infinity norm, a group of bars for each kind of input, as Figure 3 does; SVG for a page."""
+    return page_svg(lambda palette: _bars(bars, palette), "outliers")
+
+
+def save_outlier_bars(bars: Sequence[OutlierBar], path: Path) -> None:
+    """Draw what :func:`outlier_bars` draws into a file, SVG or PNG by its ending.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    save_figure(lambda palette: _bars(bars, palette), path)
+
+
+def _bars(bars: Sequence[OutlierBar], palette: Palette) -> Figure:
     panels = {"Average kurtosis": "average_kurtosis", "Maximum infinity norm": "maximum_infinity_norm"}
     modalities = list(dict.fromkeys(bar.modality for bar in bars))
     sinks = list(dict.fromkeys(bar.sink for bar in bars))
-    with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(9, 3.9), layout="constrained")
-        for axes, (title, field) in zip(figure.subplots(1, 2), panels.items(), strict=True):
-            values = {(bar.modality, bar.sink): float(getattr(bar, field)) for bar in bars}
-            _grouped(axes, values, modalities, sinks)
-            axes.set_title(title)
-        handles, labels = axes.get_legend_handles_labels()
-        figure.legend(handles, labels, frameon=False, loc="outside lower center", ncols=len(sinks), handlelength=2.4)
-        return _svg(figure, "outliers")
+    figure = Figure(figsize=(9, 3.9), layout="constrained")
+    for axes, (title, field) in zip(figure.subplots(1, 2), panels.items(), strict=True):
+        values = {(bar.modality, bar.sink): float(getattr(bar, field)) for bar in bars}
+        _grouped(axes, palette, values, modalities, sinks)
+        axes.set_title(title)
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, frameon=False, loc="outside lower center", ncols=len(sinks), handlelength=2.4)
+    return figure
 
 
-def _grouped(axes: Axes, values: dict[tuple[str, str], float], groups: Sequence[str], sinks: Sequence[str]) -> None:
+def _curve(
+    axes: Axes, palette: Palette, sink: str, steps: Sequence[float], values: Sequence[float], **marks: object
+) -> None:
+    line = _LINES.get(sink, "-")
+    axes.plot(steps, values, ls=line, color=palette.sink(sink), lw=2, label=label(sink), **marks)  # type: ignore[arg-type]
+
+
+def _logarithmic(axes: Axes, values: Sequence[float]) -> bool:
+    """Make an axis logarithmic if its values lie so far apart."""
+    shown = [value for value in values if math.isfinite(value) and value > 0]
+    if not shown or max(shown) <= _SPAN * min(shown):
+        return False
+    axes.set_yscale("log")
+    axes.set_ylim(10 ** math.floor(math.log10(min(shown)) - 0.05), max(shown) * 2.2)
+    axes.set_ylabel("logarithmic scale")
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    return True
+
+
+def _grouped(
+    axes: Axes, palette: Palette, values: dict[tuple[str, str], float], groups: Sequence[str], sinks: Sequence[str]
+) -> None:
     """Draw one panel: a group of bars for each modality, a bar for each variant, its value above it."""
     width = 0.84 / len(sinks)
-    shown = [value for value in values.values() if math.isfinite(value) and value > 0]
-    if shown and max(shown) > _BARS_SPAN * min(shown):
-        axes.set_yscale("log")
-        axes.set_ylim(10 ** math.floor(math.log10(min(shown)) - 0.05), max(shown) * 2.2)
-        axes.set_ylabel("logarithmic scale")
-        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    _logarithmic(axes, list(values.values()))
     for i, sink in enumerate(sinks):
         found = [values.get((group, sink), math.nan) for group in groups]
         heights = [value if math.isfinite(value) else 0.0 for value in found]
@@ -162,9 +193,9 @@ def _grouped(axes: Axes, values: dict[tuple[str, str], float], groups: Sequence[
             places,
             heights,
             width * 0.9,
-            color=_colour(sink),
+            color=palette.sink(sink),
             hatch=_HATCHES.get(sink, ""),
-            edgecolor=_STAND_INS["paper"],
+            edgecolor=palette.paper,
             linewidth=0,
             label=label(sink),
         )
@@ -174,33 +205,3 @@ def _grouped(axes: Axes, values: dict[tuple[str, str], float], groups: Sequence[
     axes.grid(visible=False, axis="x")
     axes.minorticks_off()
     axes.margins(y=0.12)
-
-
-def short(value: float) -> str:
-    """Write a number with three figures, and thousands set apart."""
-    if not math.isfinite(value):
-        return "∞" if value > 0 else "–"
-    digits = 0 if value == 0 else max(0, 2 - math.floor(math.log10(abs(value))))
-    return f"{value:,.{digits}f}".replace(",", "\u202f")
-
-
-def _colour(sink: str) -> str:
-    return _STAND_INS.get(f"sink-{sink}", _STAND_INS["ink"])
-
-
-def _svg(figure: Figure, name: str) -> str:
-    """Write a figure as an SVG element for the inside of a page: its ids its own, its colours the page's."""
-    buffer = io.StringIO()
-    with mpl.rc_context({"svg.hashsalt": name}):
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<(metadata|style)[ >].*?</\1>", "", text, flags=re.DOTALL)
-    text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", text)
-    text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
-    text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
-    text = text.replace("<svg ", '<svg aria-hidden="true" focusable="false" ', 1)
-    text = re.sub(r"font-family: [^;\"]*", "font-family: var(--type)", text)
-    for variable, stand_in in _STAND_INS.items():
-        text = text.replace(stand_in, f"var(--{variable})")
-    return text

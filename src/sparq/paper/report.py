@@ -16,11 +16,14 @@ import jinja2
 import numpy as np
 
 from sparq.artifacts import write_text
-from sparq.paper.figures import LossCurve, OutlierBar, label, loss_curves, outlier_bars, short
+from sparq.paper.drawing import label, short
+from sparq.paper.figures import LossCurve, OutlierBar, OutlierCurve, loss_curves, outlier_bars, outlier_curves
+from sparq.paper.heatmaps import HeadMaps, heatmaps
 
 __all__ = [
     "LossCurve",
     "OutlierBar",
+    "OutlierCurve",
     "Recording",
     "ReportData",
     "ScoreRow",
@@ -119,6 +122,9 @@ class ReportData:
         scores: the table; rows of one width are shown together.
         curves: training loss of each variant.
         outliers: outliers of each variant on each kind of input.
+        live: outliers of each variant as it trained.
+        heads: the last layer of each variant on one sample, the vanilla one first.
+        sample: what is said in that sample.
         recordings: real recordings with transcripts.
         spoken: spoken sentences.
         notes: what a reader must know of this very run, a sentence or two each.
@@ -132,6 +138,9 @@ class ReportData:
     scores: Sequence[ScoreRow] = ()
     curves: Sequence[LossCurve] = ()
     outliers: Sequence[OutlierBar] = ()
+    live: Sequence[OutlierCurve] = ()
+    heads: Sequence[HeadMaps] = ()
+    sample: str = ""
     recordings: Sequence[Recording] = ()
     spoken: Sequence[SpokenSentence] = ()
     notes: Sequence[str] = ()
@@ -181,6 +190,7 @@ def write_report(path: Path, data: ReportData) -> None:
     )
     environment.filters |= {"audio": _audio, "short": short, "label": label, "words": _words}
     curves = [curve for curve in data.curves if len(curve.steps)]  # a run shorter than its log has none
+    live = [curve for curve in data.live if len(curve.steps)]
     page = environment.get_template("report.html").render(
         data=data,
         columns=COLUMNS,
@@ -188,6 +198,9 @@ def write_report(path: Path, data: ReportData) -> None:
         curves=curves,
         loss_figure=loss_curves(curves) if curves else "",
         outlier_figure=outlier_bars(data.outliers) if data.outliers else "",
+        live=live,
+        live_figure=outlier_curves(live) if live else "",
+        head_figure=heatmaps(data.heads) if data.heads else "",
     )
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -18,9 +18,12 @@ from sparq.errors import UserError
 from sparq.evaluation import Scores, average_drop, word_error_rate
 from sparq.language.speech_lm import SpeechLM
 from sparq.making import SPEECHLM, TRAINING, Watcher
+from sparq.paper.figures import LIVE_PANELS
+from sparq.paper.heatmaps import head_maps
 from sparq.paper.report import (
     LossCurve,
     OutlierBar,
+    OutlierCurve,
     Recording,
     ReportData,
     ScoreRow,
@@ -76,6 +79,7 @@ def finish(recipe: Recipe, watcher: Watcher, *, quiet: bool = False) -> tuple[li
     write_text(run.folder / TABLE, json.dumps({"rows": plain, "made": provenance()}, indent=1) + "\n")
     watcher.note("recordings and spoken sentences for the report")
     models = {sink: SpeechLM.load(run.folder / sink / SPEECHLM) for sink in recipe.attention.sinks}
+    sample = next(u for u in run.corpus.utterances("held_out") if len(u.units))
     data = ReportData(
         name=recipe.name,
         description=recipe.description,
@@ -85,6 +89,9 @@ def finish(recipe: Recipe, watcher: Watcher, *, quiet: bool = False) -> tuple[li
         scores=rows,
         curves=[_curve(run, sink) for sink in models],
         outliers=_bars(results),
+        live=[_live(run, sink) for sink in models],
+        heads=[head_maps(sink, lm, sample) for sink, lm in models.items()],
+        sample=sample.text,
         recordings=[_recording(config, path, models) for config, path in recordings],
         spoken=_spoken(run, models),
         notes=[
@@ -155,10 +162,20 @@ def _facts(run: Run, lm: SpeechLM) -> dict[str, str]:
     }
 
 
+def _history(run: Run, sink: str) -> list[dict[str, float]]:
+    return list(json.loads((run.folder / sink / TRAINING / HISTORY).read_text(encoding="utf-8")))
+
+
 def _curve(run: Run, sink: str) -> LossCurve:
-    history = json.loads((run.folder / sink / TRAINING / HISTORY).read_text(encoding="utf-8"))
-    losses = [(entry["step"], entry["loss"]) for entry in history if "loss" in entry]
+    losses = [(entry["step"], entry["loss"]) for entry in _history(run, sink) if "loss" in entry]
     return LossCurve(sink, [step for step, _ in losses], [loss for _, loss in losses])
+
+
+def _live(run: Run, sink: str) -> OutlierCurve:
+    names = {name: f"outliers/{OUTLIERS_ON}/{name}" for name in LIVE_PANELS}
+    measured = [entry for entry in _history(run, sink) if set(names.values()) <= entry.keys()]
+    values = {name: [entry[logged] for entry in measured] for name, logged in names.items()}
+    return OutlierCurve(sink, [entry["step"] for entry in measured], values)
 
 
 def _bars(results: dict[tuple[str, QuantizationRow | None], dict[str, Any]]) -> list[OutlierBar]:
