@@ -40,7 +40,7 @@ from sparq.paper.report import (
 
 MADE = {"command": "sparq demo", "commit": "c0ffee", "machine": "x86_64, 2 cores", "date": "2026-11-22T20:00:00+00:00"}
 VOID = {"meta", "link", "br", "hr", "img", "input"}
-SINKS = ("none", "max", "zero", "mean", "learned", "clipped", "gated")
+SINKS = ("none", "max", "zero", "mean", "l1", "learned", "clipped", "gated")
 
 
 class Page(HTMLParser):
@@ -336,7 +336,7 @@ def test_numbers_of_the_curves_are_in_the_page(page):
 
 
 def test_outlier_bars_hold_every_value_and_survive_broken_ones():
-    values = [12.3, 45.6, 7890.0, 33.3, 21.0, 17.0, 5.5]
+    values = [12.3, 45.6, 7890.0, 33.3, 21.0, 17.0, 5.5, 6.6]
     bars = [
         OutlierBar(s, m, v * (1 + j), 3.0)
         for j, m in enumerate(("text", "speech"))
