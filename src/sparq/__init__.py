@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from sparq.attention import install as install_attention
     from sparq.evaluation import outliers
+    from sparq.language.deploy import deploy
     from sparq.language.generation import GenerationOptions
     from sparq.language.speech_lm import SpeechLM
     from sparq.quantization import QuantizationConfig, quantize
@@ -25,6 +26,7 @@ __all__ = [
     "SparqError",
     "SpeechLM",
     "UserError",
+    "deploy",
     "install_attention",
     "load",
     "outliers",
@@ -35,6 +37,7 @@ _WHERE = {
     "GenerationOptions": ("sparq.language.generation", "GenerationOptions"),
     "QuantizationConfig": ("sparq.quantization", "QuantizationConfig"),
     "SpeechLM": ("sparq.language.speech_lm", "SpeechLM"),
+    "deploy": ("sparq.language.deploy", "deploy"),
     "install_attention": ("sparq.attention", "install"),
     "outliers": ("sparq.evaluation", "outliers"),
     "quantize": ("sparq.quantization", "quantize"),

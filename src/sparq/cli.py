@@ -222,6 +222,15 @@ def _add_data(made: Any) -> None:
     command.add_argument("--half", action="store_true", help="weights in half precision")
     command.add_argument("--lean", action="store_true", help="without the parts that ship with SpARQ")
 
+    text = "Write a SpeechLM that is really smaller and faster on a CPU (ONNX Runtime)"
+    command = _add(made, "deploy", commands.deploy, text, as_json=False)
+    command.add_argument("model", nargs="?", help="a SpeechLM folder (default: the model that ships)")
+    command.add_argument("-o", "--output", required=True, help="a folder; an older SpeechLM of that name is replaced")
+    command.add_argument("--bits", type=int, default=4, help="of the weights: 4 (default), 8, or 32 for float32")
+    text = "what low-bit weights are multiplied by: int8 (default) or float32, which is far slower"
+    command.add_argument("--activations", default="int8", help=text)
+    command.add_argument("--lean", action="store_true", help="without the parts that ship with SpARQ")
+
     _add(made, "assets", commands.assets, "List the models that travel in packages and those that ship")
 
 

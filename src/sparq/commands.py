@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -261,14 +261,39 @@ def vocoder(given: argparse.Namespace) -> None:
 
 def export(given: argparse.Namespace) -> None:
     """Write a SpeechLM as a folder to pass on."""
+    output = _free_for_speechlm(given)
+    _load(given).save(output, half=given.half, complete=not given.lean)
+    print(f"{output}: {_megabytes(output.rglob('*'))}")
+
+
+def deploy(given: argparse.Namespace) -> None:
+    """Write a SpeechLM that is really smaller and faster on a CPU."""
+    from sparq.deployment import DeploymentConfig
+    from sparq.deployment.graph import GRAPH, WEIGHTS
+    from sparq.language.deploy import deploy
+
+    config = DeploymentConfig(given.bits, given.activations)
+    output = _free_for_speechlm(given)
+    lm = _load(given)
+    whole = 4 * sum(parameter.numel() for parameter in lm.model.parameters())
+    deploy(lm, output, config.bits, config.activations, complete=not given.lean)
+    model = [output / name for name in (GRAPH, WEIGHTS)]
+    share = sum(path.stat().st_size for path in model) / whole
+    print(f"{output}: {config.name}, the model {_megabytes(model)}, {100 * share:.0f} % of float32's")
+
+
+def _free_for_speechlm(given: argparse.Namespace) -> Path:
+    """Give the output folder, if nothing but an older SpeechLM is there."""
     from sparq.artifacts import MANIFEST, read_manifest
 
     output = Path(given.output)
     if output.exists() and not ((output / MANIFEST).is_file() and read_manifest(output, "speechlm")):
         raise UserError(f"{output}: is in the way (it is no SpeechLM)")
-    _load(given).save(output, half=given.half, complete=not given.lean)
-    size = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
-    print(f"{output}: {size / 1e6:.1f} MB")
+    return output
+
+
+def _megabytes(paths: Iterable[Path]) -> str:
+    return f"{sum(path.stat().st_size for path in paths if path.is_file()) / 1e6:.1f} MB"
 
 
 def assets(given: argparse.Namespace) -> None:

@@ -29,6 +29,7 @@ from sparq.language.speech_lm import SpeechLM
 from sparq.language.tasks import TASKS
 from sparq.language.vocabulary import Vocabulary
 from sparq.quantization import BlockReport, QuantizationConfig, quantize
+from sparq.quantization.blocks import architecture
 from sparq.speech.vocoder import VocoderConfig
 from sparq.speech.vocoder_training import VocoderTraining, train_vocoder
 from sparq.stages import Stage, StageEvent, run_stage
@@ -116,6 +117,7 @@ def adapt_speechlm(
 
     def build(work: Path) -> None:
         lm = SpeechLM.load(model)
+        architecture(lm.model)  # refuses a deployed model
         require_match("the model (its codebook)", lm.codebook.fingerprint, corpus.codebook.fingerprint)
         if sink is not None:
             install(lm.model, **AttentionConfig().arguments(sink))

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from sparq.config import EvaluationConfig
 from sparq.corpus.utterance import Utterance
+from sparq.deployment import DeployedModel
 from sparq.errors import UserError
 from sparq.evaluation.degradation import Scores
 from sparq.evaluation.outliers import OutlierReport, outliers
@@ -44,7 +45,7 @@ class Assessment:
         scores: the paper's four.
         accuracy: next-token accuracy in percent for each task.
         asr, tts: the word errors behind the rates.
-        outliers: kind of input → outliers on it.
+        outliers: kind of input → outliers on it; nothing of a deployed model.
         transcripts: what it wrote down of each utterance.
         heard: what the judge heard of each sentence that it spoke.
     """
@@ -108,7 +109,8 @@ def assess(
     progress("perplexity")
     likelihoods = {task: perplexity(lm.model, task_examples(lm.vocabulary, chosen, task)) for task in TASKS}
     progress("outliers")
-    report = outliers_by_modality(lm.model, lm.vocabulary, chosen)
+    # A deployed model is a graph, of which only the logits are seen.
+    report = {} if isinstance(lm.model, DeployedModel) else outliers_by_modality(lm.model, lm.vocabulary, chosen)
     progress("listening")
     transcripts = lm.write_down([u.units for u in chosen], listening)
     progress("speaking")

@@ -22,6 +22,8 @@ import sparq.quantization  # noqa: F401 - makes transformers know the simulated 
 from sparq.artifacts import Manifest, fingerprint, new_folder, read_manifest, require_match, write_manifest
 from sparq.assets import shipped
 from sparq.attention import installed, load_pretrained
+from sparq.deployment import DeployedModel
+from sparq.deployment.graph import GRAPH, WEIGHTS
 from sparq.errors import UserError
 from sparq.language.vocabulary import Vocabulary, load_vocabulary
 from sparq.speech.units import Codebook
@@ -84,15 +86,17 @@ def write_folder(
             "quantization": quantization and quantization.to_dict(),
             "weights": _hash_of_weights(new),
         }
+        if isinstance(model, DeployedModel):
+            told |= {"attention": model.attention, "deployment": dataclasses.asdict(model.settings)}
         return write_manifest(new, KIND, {**settings, **told}, inputs)
 
 
 def read_folder(folder: Path, device: str = "cpu") -> tuple[Parts, Mapping[str, Any]]:
-    """Read what :func:`write_folder` wrote, with attention and simulated quantisation put back.
+    """Read what :func:`write_folder` wrote, with attention and simulated quantisation put back; or a deployed model.
 
     Args:
         folder: the folder.
-        device: where model and vocoder compute, in single precision.
+        device: where model and vocoder compute, in single precision; a deployed model knows the cpu alone.
 
     Returns:
         The parts, and the settings.
@@ -107,16 +111,24 @@ def read_folder(folder: Path, device: str = "cpu") -> tuple[Parts, Mapping[str, 
         weights = manifest.settings["weights"]
     except KeyError as error:
         raise UserError(f"{folder}: damaged manifest (it does not name {error})") from error
-    vocoder = Vocoder.load(found["vocoder"], device) if "vocoder" in found else None
     require_match(f"{folder}: the manifest (its weights)", weights, _hash_of_weights(folder))
+    model = _model(folder, device)
+    vocoder = Vocoder.load(found["vocoder"], device) if "vocoder" in found else None
+    return Parts(model, vocabulary, codebook, vocoder), manifest.settings
+
+
+def _model(folder: Path, device: str) -> Any:
+    if (folder / GRAPH).is_file():
+        if torch.device(device).type != "cpu":
+            raise UserError(f"device: {device} (the deployed model in {folder} computes on the cpu)")
+        return DeployedModel(folder)
     try:
         with no_progress_bars():
-            model = load_pretrained(folder, dtype=torch.float32)
+            return load_pretrained(folder, dtype=torch.float32).to(device)
     except UserError:
         raise
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{folder}: damaged model ({str(error).strip().splitlines()[0]})") from error
-    return Parts(model.to(device), vocabulary, codebook, vocoder), manifest.settings
 
 
 def _part(folder: Path, name: str, wanted: str) -> Path:
@@ -134,7 +146,8 @@ def _fingerprint_of_shipped(name: str) -> str | None:
 
 
 def _hash_of_weights(folder: Path) -> str:
-    return fingerprint({path.name: path for path in folder.glob("*.safetensors")})
+    files = [*folder.glob("*.safetensors"), *(path for path in (folder / GRAPH, folder / WEIGHTS) if path.is_file())]
+    return fingerprint({path.name: path for path in files})
 
 
 def _halved(model: Any) -> dict[str, torch.Tensor]:

@@ -221,12 +221,17 @@ class Block:
         return states, (self.attention.output,), mlp_inputs, (self.mlp_output,)
 
 
+DEPLOYED = "sparq_deployment"  # as ``deployment/``, a higher room, marks the configurations of its models
+
+
 def architecture(model: PreTrainedModel) -> Architecture:
     """The row of the table for a model.
 
     Raises:
-        UserError: the architecture is not in the table.
+        UserError: the architecture is not in the table, or the model is deployed and has no modules any more.
     """
+    if getattr(model.config, DEPLOYED, None) is not None:
+        raise UserError(f"{type(model).__name__}: is deployed; this needs the model that it was made from")
     kind = model.config.model_type
     if kind not in ARCHITECTURES:
         raise UserError(f"model_type: {kind!r} has no block table, expected one of {', '.join(ARCHITECTURES)}")
