@@ -153,11 +153,13 @@ def test_simulated_weights_are_deployed_as_they_are(settings, make_tiny, make_pa
     ("config", "message"),
     [
         (QuantizationConfig("round", 4, 4), "activation_bits 4 can only be simulated"),
-        (QuantizationConfig("rotation", 4, 16), r"rotation transforms the input of model\.layers\.0\.mlp\.down_proj"),
+        (QuantizationConfig("rotation", 4, 16), r"rotation transforms the input of .*\.down_proj .*\(a rotation\)"),
+        (QuantizationConfig("flatquant", 4, 16, epochs=1), r"flatquant transforms the input of .* \(a matrix\)"),
     ],
 )
-def test_what_needs_more_than_its_weights_is_refused(config, message, make_tiny, tmp_path):
-    model = quantize(make_tiny("llama"), config)
+def test_what_needs_more_than_its_weights_is_refused(config, message, make_tiny, make_padded, tmp_path):
+    ids, mask = make_padded()
+    model = quantize(make_tiny("llama"), config, [{"input_ids": ids, "attention_mask": mask}])
     with pytest.raises(UserError, match=message):
         deploy(model, DeploymentConfig(4), tmp_path)
     assert not list(tmp_path.iterdir())
@@ -167,7 +169,7 @@ def test_scaled_inputs_of_a_post_norm_model_are_refused(make_tiny, make_padded, 
     ids, mask = make_padded()
     model = make_tiny("opt-post-norm")
     quantize(model, QuantizationConfig("smoothquant", 4, 16), [{"input_ids": ids, "attention_mask": mask}])
-    with pytest.raises(UserError, match=r"smoothquant transforms the input of .*k_proj as it comes \(scale\)"):
+    with pytest.raises(UserError, match=r"smoothquant transforms the input of .*k_proj as it comes \(a scale\)"):
         deploy(model, DeploymentConfig(4), tmp_path)
 
 

@@ -21,6 +21,9 @@ from sparq.quantization.simulate import METHOD, SimulatedLinear
 DECODERS = ("llama", "mistral", "opt", "qwen2")
 _INTEGER_PRODUCTS = 8  # bits; no processor here multiplies narrower activations
 
+# Buffers of a simulated linear by which its input is transformed as it comes, and what each is.
+_ONLINE = {"input_signs": "a rotation", "input_scale": "a scale", "input_shift": "a shift", "input_left": "a matrix"}
+
 
 @dataclasses.dataclass(frozen=True)
 class Linear:
@@ -80,11 +83,11 @@ def _require_weights_alone(model: PreTrainedModel) -> None:
         )
     for name, module in model.named_modules():
         if isinstance(module, SimulatedLinear):
-            for what in ("signs", "scale", "shift"):
-                if getattr(module, f"input_{what}") is not None:
+            for what, transform in _ONLINE.items():
+                if getattr(module, what) is not None:
                     raise UserError(
                         f"deployment: {quantization.method} transforms the input of {name} as it comes "
-                        f"({what}), which a deployed model does not; methods whose transform is folded into "
+                        f"({transform}), which a deployed model does not; methods whose transform is folded into "
                         "the weights can be deployed"
                     )
 

@@ -43,7 +43,7 @@ class GraphCache(Cache):
     @override
     def reorder_cache(self, beam_idx: Tensor) -> None:
         if not torch.equal(beam_idx, torch.arange(len(beam_idx))):
-            self.states = [_value(torch.from_dlpack(one)[beam_idx]) for one in self.states]
+            self.states = [_value(torch.from_numpy(one.numpy())[beam_idx]) for one in self.states]
 
 
 class DeployedModel(PreTrainedModel, GenerationMixin):
@@ -148,7 +148,7 @@ class DeployedModel(PreTrainedModel, GenerationMixin):
         wanted = self._outputs[:1] if use_cache is False else self._outputs
         logits, *cache.states = self._session.run_with_ort_values(wanted, feed)
         kept = None if use_cache is False else cache
-        return CausalLMOutputWithPast(logits=torch.from_dlpack(logits), past_key_values=kept)
+        return CausalLMOutputWithPast(logits=torch.from_numpy(logits.numpy()), past_key_values=kept)
 
     def _nothing(self, batch: int) -> list[onnxruntime.OrtValue]:
         shape = head_shape(self.config)
