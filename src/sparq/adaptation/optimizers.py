@@ -1,4 +1,4 @@
-"""The optimizers of an adaptation: Adam (the paper, E.1), AdamW, and Muon.
+"""The optimizers of an adaptation: Adam (the paper, E.1), AdamW, OrthoAdam, and Muon.
 
 Muon (Jordan et al. 2024) steps along the nearest orthogonal matrix to the momentum of a weight matrix, so every
 direction moves at one speed; Adam's per-element steps are among the suspects for outliers. It is meant for the
@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.optim import Adam, AdamW, Muon, Optimizer
 
+from sparq.adaptation.ortho_adam import OrthoAdam
 from sparq.config import AdaptationConfig
 
 Parameters = list[nn.Parameter]
@@ -24,7 +25,8 @@ def make_optimizer(model: Any, config: AdaptationConfig) -> Optimizer:
 
     Args:
         model: a transformers model, perhaps with PEFT's adapters.
-        config: kind, learning rate, weight decay (in Adam part of the gradient, in the others apart) and beta2.
+        config: kind, learning rate, weight decay (in Adam and OrthoAdam part of the gradient, in the others apart),
+            beta2, and the seed of OrthoAdam's transforms.
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     rate: dict[str, Any] = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
@@ -33,6 +35,14 @@ def make_optimizer(model: Any, config: AdaptationConfig) -> Optimizer:
         return Adam(trained, **adam)
     if config.optimizer == "adamw":
         return AdamW(trained, **adam)
+    if config.optimizer == "orthoadam":
+        tables = _tables(model)
+        by_token = [parameter for parameter in trained if id(parameter) in tables]
+        groups = [
+            {"params": by_token, "first_dimension": 1},
+            {"params": [parameter for parameter in trained if id(parameter) not in tables]},
+        ]
+        return OrthoAdam([group for group in groups if group["params"]], seed=config.seed, **adam)
     matrices, others = _parted(model, trained)
     # With the scale of "Muon is Scalable for LLM Training" (Liu et al. 2025) one learning rate serves both.
     parts: list[Optimizer] = [Muon(matrices, adjust_lr_fn="match_rms_adamw", **rate)] if matrices else []
@@ -41,17 +51,19 @@ def make_optimizer(model: Any, config: AdaptationConfig) -> Optimizer:
 
 def _parted(model: Any, trained: Parameters) -> tuple[Parameters, Parameters]:
     """Part parameters into hidden matrices and all others."""
-    ends = {
-        id(parameter)
-        for module in model.modules()
-        if isinstance(module, nn.Embedding)
-        for parameter in module.parameters()
-    } | {id(parameter) for parameter in model.get_output_embeddings().parameters()}
-    hidden = [parameter.ndim == 2 and id(parameter) not in ends for parameter in trained]
+    tables = _tables(model)
+    hidden = [parameter.ndim == 2 and id(parameter) not in tables for parameter in trained]
     parts: tuple[Parameters, Parameters] = ([], [])
     for parameter, inside in zip(trained, hidden, strict=True):
         parts[not inside].append(parameter)
     return parts
+
+
+def _tables(model: Any) -> set[int]:
+    """Find what has a row for each token or position: the embeddings and the output layer, by their ids."""
+    modules = [module for module in model.modules() if isinstance(module, nn.Embedding)]
+    modules.append(model.get_output_embeddings())
+    return {id(parameter) for module in modules for parameter in module.parameters()}
 
 
 class Together(Optimizer):

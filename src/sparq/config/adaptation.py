@@ -83,7 +83,8 @@ class AdaptationConfig:
             8 or 4 bits.
         lora: the adapters of methods "lora" and "qlora".
         qlora: the base of method "qlora".
-        optimizer: "adam" (the paper), "adamw", or "muon" for the hidden matrices with AdamW for the rest.
+        optimizer: "adam" (the paper), "adamw", "orthoadam" (Adam in a random orthogonal basis), or "muon" for the hidden
+            matrices with AdamW for the rest.
         learning_rate: its largest value, after the warm-up.
         schedule: what follows the warm-up: "constant", "linear" or "cosine" to nothing, or "inverse_sqrt".
         warmup_steps: steps over which the learning rate rises.
@@ -107,7 +108,7 @@ class AdaptationConfig:
     method: str = key("lora", choices=("full", "lora", "qlora"))
     lora: LoraConfig = LoraConfig()
     qlora: QloraConfig = QloraConfig()
-    optimizer: str = key("adam", choices=("adam", "adamw", "muon"))
+    optimizer: str = key("adam", choices=("adam", "adamw", "orthoadam", "muon"))
     learning_rate: float = key(3e-4, above=0)
     schedule: str = key("linear", choices=("constant", "linear", "cosine", "inverse_sqrt"))
     warmup_steps: int = key(2500, minimum=0)

@@ -10,6 +10,7 @@ known for some multiples of four. Both factors are symmetric and orthogonal, so 
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
 
 import numpy as np
@@ -20,21 +21,29 @@ LARGEST_PIECE = 32
 _Matrix = np.ndarray[Any, np.dtype[np.float64]]
 
 
-def hadamard(x: Tensor) -> Tensor:
-    """Multiply the last dimension by K; done twice it gives ``x`` back.
+def hadamard(x: Tensor, dim: int = -1) -> Tensor:
+    """Multiply a dimension by K; done twice it gives ``x`` back.
 
     Args:
-        x: [..., n], floating point; n at least 1.
+        x: [..., n, ...], floating point; n at least 1.
+        dim: where n stands.
 
     Returns:
-        [..., n], of the dtype of ``x``; half precision is added up in float32.
+        The shape and dtype of ``x``; half precision is added up in float32.
     """
     y = x.to(torch.promote_types(x.dtype, torch.float32))
-    for factor in _factors(x.shape[-1]):
-        # Multiply the first of the axes that n falls into, and put it last; after all factors it is first again.
+    behind = math.prod(x.shape[dim:])
+    last = dim in {-1, x.ndim - 1}
+    for factor in _factors(x.shape[dim]):
         matrix = torch.as_tensor(factor, dtype=y.dtype, device=y.device)
-        y = (y.unflatten(-1, (len(matrix), -1)).transpose(-1, -2) @ matrix).flatten(-2)
-    return y.to(x.dtype)
+        if last:
+            # Multiply the first of the axes that n falls into, and put it last; after all factors it is first again.
+            y = (y.unflatten(-1, (len(matrix), -1)).transpose(-1, -2) @ matrix).flatten(-2)
+        else:
+            # What stands behind the axis is multiplied at once.
+            behind //= len(matrix)
+            y = matrix @ y.reshape(-1, len(matrix), behind)
+    return y.reshape(x.shape).to(x.dtype)
 
 
 def random_signs(size: int, generator: torch.Generator) -> Tensor:
