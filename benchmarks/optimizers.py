@@ -180,7 +180,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("text", type=Path, help="folder of texts")
     parser.add_argument("--optimizers", nargs="+", default=["adam", "orthoadam", "muon"])
-    parser.add_argument("--sinks", nargs="+", default=["none", "zero", "max"])
+    parser.add_argument("--sinks", nargs="*", default=["none", "zero", "max"])
     parser.add_argument("--rates", nargs="+", type=float, default=[1e-3, 3e-3, 9e-3], help="of the sweep")
     parser.add_argument("--sweep-steps", type=int, default=200)
     parser.add_argument("--steps", type=int, default=1500)
@@ -192,12 +192,12 @@ def main() -> None:
     held_out = said[::HELD_OUT]
     spread = [held_out[i] for i in np.random.default_rng(0).permutation(len(held_out))]
     bench = Bench(given, vocabulary, [one for i, one in enumerate(said) if i % HELD_OUT], spread)
+    shared = dataclasses.asdict(bench.config("adam", 1.0, given.sweep_steps))
+    for own in ("optimizer", "learning_rate", "steps"):
+        del shared[own]
     settings = {
         "model": dataclasses.asdict(SHAPE),
-        "training": {
-            **dataclasses.asdict(bench.config("adam", 1.0, given.steps)),
-            **{"optimizer": "see cell", "learning_rate": "see cell"},
-        },
+        "training": shared,
         "sweep_steps": given.sweep_steps,
         "train_sequences": len(bench.train),
         "scored_sequences": SCORED,
@@ -225,7 +225,7 @@ def main() -> None:
     for sink, optimizer in itertools.product(given.sinks, given.optimizers):
         rows = [row for row in sweep if row["optimizer"] == optimizer]
         rate = min(rows, key=lambda row: row["perplexity"])["learning_rate"]
-        name = {"optimizer": optimizer, "attention": sink, "learning_rate": rate}
+        name = {"optimizer": optimizer, "attention": sink, "learning_rate": rate, "steps": given.steps}
         if not any(name.items() <= row.items() for row in cells):
             cells.append({**name, **bench.cell(optimizer, sink, rate)})
             keep()

@@ -4,7 +4,7 @@ Adam divides each element by a root mean square of its own, so its steps favour 
 Kaul et al. 2024 ("From Attention to Activation", arXiv 2410.17174, algorithm 1) hold this to be what makes outlier
 channels: they turn each gradient by a fixed random orthogonal Q, let Adam take its step there, and turn the step back
 by Qᵀ. A dense Q over the elements of a matrix would have the square of their number; here Q is the Kronecker product of
-one fast transform for each dimension (random signs and :func:`sparq.quantization.hadamard.hadamard`), and nothing of it is stored.
+one fast transform for each dimension, random signs and a Hadamard matrix, and nothing of it is stored.
 """
 
 from __future__ import annotations

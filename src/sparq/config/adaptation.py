@@ -83,8 +83,8 @@ class AdaptationConfig:
             8 or 4 bits.
         lora: the adapters of methods "lora" and "qlora".
         qlora: the base of method "qlora".
-        optimizer: "adam" (the paper), "adamw", "orthoadam" (Adam in a random orthogonal basis), or "muon" for the hidden
-            matrices with AdamW for the rest.
+        optimizer: "adam" (the paper), "adamw", "orthoadam" (Adam in a random orthogonal basis), or "muon" for the
+            hidden matrices with AdamW for the rest.
         learning_rate: its largest value, after the warm-up.
         schedule: what follows the warm-up: "constant", "linear" or "cosine" to nothing, or "inverse_sqrt".
         warmup_steps: steps over which the learning rate rises.
