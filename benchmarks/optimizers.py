@@ -39,7 +39,7 @@ from sparq.making import ready_made
 from sparq.quantization import QuantizationConfig, quantize
 from sparq.quantization.calibration import Batch, evaluating, model_inputs
 
-SHAPE = ModelConfig(hidden_size=192, layers=8, heads=6, intermediate_size=384, max_positions=256, dropout=0.0)
+SHAPE = ModelConfig(hidden_size=128, layers=8, heads=4, intermediate_size=256, max_positions=256, dropout=0.0)
 WORDS = 60  # of a sequence, some 115 pieces
 HELD_OUT = 20  # every so many-th sequence is not trained on
 SCORED = 64  # held-out sequences, and as many of the others to calibrate on
@@ -103,8 +103,8 @@ class Bench:
 
     def config(self, optimizer: str, rate: float, steps: int) -> AdaptationConfig:
         return AdaptationConfig(
-            method="full", optimizer=optimizer, learning_rate=rate, steps=steps, warmup_steps=100, beta2=0.98,
-            weight_decay=0.0, precision="bfloat16", batch_bins=256, task_weights={"textlm": 1.0}, log_every=50,
+            method="full", optimizer=optimizer, learning_rate=rate, steps=steps, warmup_steps=steps // 10,
+            beta2=0.98, weight_decay=0.0, batch_bins=256, task_weights={"textlm": 1.0}, log_every=50,
             save_every=self.arguments.measure_every,
         )  # fmt: skip
 
@@ -182,8 +182,8 @@ def main() -> None:
     parser.add_argument("--optimizers", nargs="+", default=["adam", "orthoadam", "muon"])
     parser.add_argument("--sinks", nargs="*", default=["none", "zero", "max"])
     parser.add_argument("--rates", nargs="+", type=float, default=[1e-3, 3e-3, 9e-3], help="of the sweep")
-    parser.add_argument("--sweep-steps", type=int, default=200)
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--sweep-steps", type=int, default=120)
+    parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--measure-every", type=int, default=250)
     parser.add_argument("--work", type=Path, default=Path("runs/optimizers"), help="for checkpoints")
     parser.add_argument("--output", type=Path, default=Path("results/optimizers.json"))
@@ -193,7 +193,7 @@ def main() -> None:
     spread = [held_out[i] for i in np.random.default_rng(0).permutation(len(held_out))]
     bench = Bench(given, vocabulary, [one for i, one in enumerate(said) if i % HELD_OUT], spread)
     shared = dataclasses.asdict(bench.config("adam", 1.0, given.sweep_steps))
-    for own in ("optimizer", "learning_rate", "steps"):
+    for own in ("optimizer", "learning_rate", "steps", "warmup_steps", "save_every"):
         del shared[own]
     settings = {
         "model": dataclasses.asdict(SHAPE),
