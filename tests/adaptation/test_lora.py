@@ -168,3 +168,24 @@ def test_which_adapters_the_paper_counts_in_its_table_11(name):
     described = 256 * layers * (4 * 2 * width + 2 * (width + inner)) / 1e6
     assert millions(name, rank=256) == pytest.approx(described)
     assert described / TABLE_11[name] == pytest.approx(4.5, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("rank", "warned"),
+    [
+        (8, None),
+        (12, "lora.rank: 12 is no better than 8 in k_proj, v_proj"),
+        (17, "lora.rank: 17 is no better than 16 in down_proj, gate_proj, k_proj"),
+    ],
+)
+def test_a_rank_above_the_smaller_side_is_warned_of_and_taken(caplog, rank, warned):
+    model = build("llama")
+    before = model(ids()).logits
+    adapted = add_lora(model, LoraConfig(rank=rank, alpha=rank)).eval()
+    assert caplog.text.count("lora.rank") == (warned is not None)
+    assert (warned or "") in caplog.text
+    assert {p.shape[0] for name, p in adapted.named_parameters() if "lora_A" in name} == {rank}
+    torch.testing.assert_close(adapted(ids()).logits, before)
+    disturb(adapted)
+    expected = adapted(ids()).logits
+    torch.testing.assert_close(merge_lora(adapted)(ids()).logits, expected, rtol=1e-9, atol=1e-9)

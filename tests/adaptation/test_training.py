@@ -151,6 +151,26 @@ def test_schedules(model, stream, tmp_path, schedule, expected):
     assert logged(training, "learning_rate") == pytest.approx([3e-3 * share for share in expected], rel=1e-3, abs=1e-9)
 
 
+@pytest.mark.parametrize(
+    ("changes", "warmup"),
+    [
+        ({"steps": 20}, 2),
+        ({"steps": 4}, 0),
+        ({"steps": 1000}, 100),
+        ({"steps": 10**6}, 2500),
+        ({"steps": 20, "warmup_steps": 2500}, 2500),
+        ({"steps": 20, "warmup_steps": 0}, 0),
+        ({"steps": None, "minutes": 0.001}, 100),
+    ],
+)
+def test_the_warm_up_is_a_tenth_of_the_steps_where_none_is_given(model, stream, tmp_path, changes, warmup):
+    config = dataclasses.replace(change(warmup_steps=None, minutes=1e-9), **changes)
+    training = adapt(model, stream, config, tmp_path)
+    arguments = torch.load(next(tmp_path.glob("checkpoint-*")) / "training_args.bin", weights_only=False)
+    assert training.steps == 1
+    assert arguments.warmup_steps == warmup
+
+
 def test_what_is_kept_and_shown(model, stream, tmp_path, capfd):
     measured, reported = [], []
 

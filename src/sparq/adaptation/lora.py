@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 
 import torch
 from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -15,6 +17,9 @@ from sparq.adaptation.packed_linear import Grid, PackedLinear
 from sparq.attention.install import ADDED_MODULES
 from sparq.config import LoraConfig
 from sparq.errors import UserError
+from sparq.quantization.blocks import matrix
+
+logger = logging.getLogger(__name__)
 
 # Architecture → target of the paper → the names of its linears. "v" may share a matrix with q and k.
 _LLAMA_KIND = {
@@ -90,7 +95,8 @@ def add_lora(model: PreTrainedModel, config: LoraConfig, seed: int = 0, grid: Gr
     Args:
         model: the language model, with the joint vocabulary's embeddings. An initialisation other than the default
             takes out of its weights what it puts into the adapters.
-        config: rank, alpha, dropout, targets and initialisation.
+        config: rank, alpha, dropout, targets and initialisation. A rank above the smaller side of a linear, as in a
+            sweep, is taken as it is, with a warning.
         seed: of the adapters (by default their first matrices are random, their second ones zero).
         grid: where the weights will be stored; needed by LoftQ.
 
@@ -109,8 +115,19 @@ def add_lora(model: PreTrainedModel, config: LoraConfig, seed: int = 0, grid: Gr
     )
     torch.manual_seed(seed)
     adapted = get_peft_model(model, settings)
+    _warn_of_idle_ranks(adapted, config.rank)
     initialise(adapted, config, grid)
     return adapted
+
+
+def _warn_of_idle_ranks(adapted: PeftModel, rank: int) -> None:
+    """Warn where a rank is above the smaller side of a linear: a matrix has no more ranks than that."""
+    modules = ((name, module) for name, module in adapted.named_modules() if isinstance(module, LoraLayer))
+    sides = {name.rpartition(".")[2]: min(matrix(module.get_base_layer()).shape) for name, module in modules}
+    idle = sorted(name for name, side in sides.items() if side < rank)
+    if idle:
+        most = max(sides[name] for name in idle)
+        logger.warning("lora.rank: %d is no better than %d in %s, only larger", rank, most, ", ".join(idle))
 
 
 def _trained_whole(model: PreTrainedModel, name: str, module: nn.Module) -> bool:

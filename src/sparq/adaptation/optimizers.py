@@ -38,7 +38,7 @@ def make_optimizer(model: Any, config: AdaptationConfig) -> Optimizer:
     if config.optimizer == "orthoadam":
         tables = _tables(model)
         by_token = [parameter for parameter in trained if id(parameter) in tables]
-        groups = [
+        groups: list[dict[str, Any]] = [
             {"params": by_token, "first_dimension": 1},
             {"params": [parameter for parameter in trained if id(parameter) not in tables]},
         ]

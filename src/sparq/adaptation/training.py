@@ -39,6 +39,8 @@ SCHEDULES = {
     "inverse_sqrt": "inverse_sqrt",
 }
 ENDLESS = 10**9  # steps of a training that only time ends
+WARMUP_SHARE, LONGEST_WARMUP = 0.1, 2500  # where none is given: of the steps, and the paper's (E.1)
+ENDLESS_WARMUP = 100  # where there is no last step to take a share of
 HISTORY = "history.json"
 MEMORY = "base_memory.json"
 TENSORBOARD = "tensorboard"
@@ -206,6 +208,7 @@ def adapt(
     trained, memory = _with_adapters(model, config)
     arguments = _arguments(config, folder)
     arguments.max_steps = _last_step(config, stream, arguments.world_size)
+    arguments.warmup_steps = _warmup(config, arguments.max_steps)
     checkpoint = last_checkpoint(folder)
     taken = int(checkpoint.name.split("-")[1]) if checkpoint else 0
     live = _Live(config, folder, measure, report)
@@ -257,7 +260,6 @@ def _arguments(config: AdaptationConfig, folder: Path) -> TrainingArguments:
         gradient_accumulation_steps=config.accumulate,
         learning_rate=config.learning_rate,
         lr_scheduler_type=SCHEDULES[config.schedule],
-        warmup_steps=config.warmup_steps,
         max_grad_norm=config.gradient_clip,
         label_smoothing_factor=config.label_smoothing,
         bf16=config.precision == "bfloat16",
@@ -284,6 +286,12 @@ def _last_step(config: AdaptationConfig, stream: ExampleStream, processes: int) 
             f"adaptation.schedule: {config.schedule} needs a last step (give steps or epochs beside minutes)"
         )
     return min(ends, default=ENDLESS)
+
+
+def _warmup(config: AdaptationConfig, last_step: int) -> int:
+    if config.warmup_steps is not None:
+        return config.warmup_steps
+    return ENDLESS_WARMUP if last_step == ENDLESS else min(LONGEST_WARMUP, round(WARMUP_SHARE * last_step))
 
 
 def _seconds(state: TrainerState) -> float:

@@ -17,7 +17,8 @@ class LoraConfig:
     """Low-rank adapters (paper, E.1).
 
     Attributes:
-        rank: of each adapter.
+        rank: of each adapter. Above the smaller side of a linear it can do no more there; it is allowed, with a
+            warning, for sweeps.
         alpha: the adapters are scaled by alpha / rank.
         dropout: before each adapter.
         targets: which linears get one.
@@ -87,7 +88,8 @@ class AdaptationConfig:
             hidden matrices with AdamW for the rest.
         learning_rate: its largest value, after the warm-up.
         schedule: what follows the warm-up: "constant", "linear" or "cosine" to nothing, or "inverse_sqrt".
-        warmup_steps: steps over which the learning rate rises.
+        warmup_steps: steps over which the learning rate rises; null for a tenth of the steps and at most the paper's
+            2,500.
         beta2: decay of the optimizer's second moment.
         weight_decay: of the optimizer.
         batch_bins: padded pieces in a batch: longest sequence × number of sequences.
@@ -111,7 +113,7 @@ class AdaptationConfig:
     optimizer: str = key("adam", choices=("adam", "adamw", "orthoadam", "muon"))
     learning_rate: float = key(3e-4, above=0)
     schedule: str = key("linear", choices=("constant", "linear", "cosine", "inverse_sqrt"))
-    warmup_steps: int = key(2500, minimum=0)
+    warmup_steps: int | None = key(None, minimum=0)
     beta2: float = key(0.999, above=0, maximum=0.9999)
     weight_decay: float = key(1e-6, minimum=0)
     batch_bins: int = key(5000, minimum=16)
