@@ -38,7 +38,7 @@ def grids(kept: Data) -> list[tuple[str, Grid]]:
         return [("measured", _times(kept)), ("printed", _others(kept))]
     if table == "11":
         return [("", _shares(kept))]
-    return [("", _bars(kept))]
+    return [("", _bars(kept) if table == "figure3" else _heads(kept))]
 
 
 _IMPROVED = "better than the ordinary attention by so many percent, of its drop and of its scores"
@@ -168,13 +168,14 @@ def _others(kept: Data) -> Grid:
 
 
 def _shares(kept: Data) -> Grid:
-    head = ["model", "rank", "linears", "adapters, million", "of the model %", "printed, million", "printed %"]
+    head = ["model", "printed, million", "printed %", "E.1 (256, q k v o MLP), million", "%"]
+    head += ["rank 128, q k v o, million", "%"]
     rows = []
     for row in kept["rows"]:
-        millions = [_number(row[name] / 1e6) for name in ("parameters", "printed_parameters")]
-        percents = [_number(row[name]) for name in ("percent", "printed_percent")]
-        ours, printed = zip(millions, percents, strict=True)
-        rows.append([row["model"], str(row["rank"]), row["targets"], *ours, *printed])
+        counts = [row["stated"], row["found"]]
+        counted = [(count["adapters"] / 1e6, 100 * count["adapters"] / count["model"]) for count in counts]
+        numbers = [(row["printed"] / 1e6, row["printed_percent"]), *counted]
+        rows.append([row["model"], *(_number(number) for pair in numbers for number in pair)])
     return head, rows
 
 
@@ -190,4 +191,14 @@ def _bars(kept: Data) -> Grid:
         ]
         for row in kept["rows"]
     ]
+    return head, rows
+
+
+def _heads(kept: Data) -> Grid:
+    head = ["sink", "attention to the first token %", "withheld %", "largest value", "largest weighted value"]
+    rows = [
+        [row["sink"], *(_number(100 * row[name]) for name in ("first_token_attention", "withheld_attention")),
+         *(_number(row[name], 2) for name in ("largest_value", "largest_weighted_value"))]
+        for row in kept["rows"]
+    ]  # fmt: skip
     return head, rows

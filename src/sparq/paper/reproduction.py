@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from sparq.artifacts import provenance, write_text
 from sparq.errors import UserError
-from sparq.making import Watcher
+from sparq.language.speech_lm import SpeechLM
+from sparq.making import SPEECHLM, Watcher
+from sparq.paper.adapter_share import table_11
 from sparq.paper.comparison import Value, as_data, compare
 from sparq.paper.epoch_time import epoch_times
-from sparq.paper.experiment import Engine, in_turn, measure, open_run
+from sparq.paper.experiment import Engine, Job, in_turn, measure, open_run
+from sparq.paper.figures import OutlierBar, save_outlier_bars
 from sparq.paper.grid import BY_ACCURACY, READINGS, SCORED, Cell, lines
+from sparq.paper.heatmaps import draw_heatmaps
 from sparq.paper.printed import other_table
 from sparq.paper.scale import FULL, Adaptation, Scale
 from sparq.schema import did_you_mean
 
 FIGURES = {"figure3": "Figure 3, outliers", "figure4": "Figure 4, attention of the last layer"}
 TABLES = ("1", "2", "3", "4", "5", "6", "7", "8", "9", "10", "11", "G.1", *FIGURES)
+PICTURES = (".svg", ".png")
 _COMPARED = (*READINGS["vanilla"], *READINGS["sparq"])
 
 
@@ -43,8 +51,11 @@ class Order:
 
     def measure(self, cells: Sequence[Cell]) -> dict[Cell, list[Mapping[str, Any]]]:
         """Adapt, quantise and score cells."""
-        engine = self.engine or in_turn(self.watcher)
-        return measure(self.scale, cells, self.seeds, self.overrides, engine)
+        return measure(self.scale, cells, self.seeds, self.overrides, self.do)
+
+    def do(self, jobs: Sequence[Job]) -> list[Mapping[str, Any] | None]:
+        """Do jobs that do not wait for each other."""
+        return (self.engine or in_turn(self.watcher))(jobs)
 
 
 def reproduce(table: str, order: Order) -> dict[str, Any]:
@@ -110,11 +121,48 @@ def _outliers(table: str, order: Order) -> dict[str, Any]:
                 for name in ("maximum_infinity_norm", "average_kurtosis")
             }
             rows.append({"adaptation": cell.adaptation.name, "sink": cell.sink, "kind": kind, **values})
+    folder = order.scale.cell(FULL, 0, order.overrides).folder
+    for adaptation, kind in itertools.product(adaptations, PICTURES):
+        bars = [
+            OutlierBar(row["sink"], row["kind"], row["maximum_infinity_norm"]["mean"], row["average_kurtosis"]["mean"])
+            for row in rows
+            if row["adaptation"] == adaptation.name
+        ]
+        save_outlier_bars(bars, folder / f"{table}-{adaptation.name}{kind}")
     return {"title": FIGURES[table], "rows": rows}
+
+
+def _heads(table: str, order: Order) -> dict[str, Any]:
+    """Figure 4 shows models fine-tuned by LoRA; every sink of ours reads the first held-out sentence."""
+    cells = [Cell(sink, Adaptation("lora")) for sink in _COMPARED]
+    order.do([Job(order.scale, cell, 0, order.overrides, "adapted") for cell in cells])
+    run = open_run(order.scale, cells[0], 0, order.overrides, order.watcher)
+    models = {cell.sink: SpeechLM.load(run.folder / run.name(cell.sink) / SPEECHLM) for cell in cells}
+    sample = run.corpus.utterances("held_out")[0]
+    for kind in PICTURES:
+        maps = draw_heatmaps(models, sample, run.folder / f"{table}{kind}")
+    rows = [
+        {
+            "sink": one.sink,
+            "layer": one.layer,
+            "first_token_attention": float(one.probabilities[:, 1:, 0].mean()),
+            "withheld_attention": float(1 - one.probabilities.sum(-1).mean()),
+            "largest_value": float(np.abs(one.values).max()),
+            "largest_weighted_value": float(np.abs(one.weighted).max()),
+        }
+        for one in maps
+    ]
+    return {"title": FIGURES[table], "sentence": sample.text, "rows": rows}
+
+
+def _adapter_shares(_table: str, _order: Order) -> dict[str, Any]:
+    return {"rows": [dataclasses.asdict(row) for row in table_11()]}
 
 
 _MEASURED: Mapping[str, Callable[[str, Order], dict[str, Any]]] = {
     **dict.fromkeys((*SCORED, *BY_ACCURACY), _scored),
     "3": _epochs,
+    "11": _adapter_shares,
     "figure3": _outliers,
+    "figure4": _heads,
 }
