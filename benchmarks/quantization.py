@@ -3,6 +3,7 @@
     python benchmarks/quantization.py                                  # the shipped speechlm-none, on its own text
     python benchmarks/quantization.py smollm2-135m --text book.txt --length 512
     python benchmarks/quantization.py runs/better/speechlm --corpus runs/mine --bits 4x4 --clip 1 5
+    python benchmarks/quantization.py --inputs --bits 4x4 --clip     # with the outliers of what the linears read
     python benchmarks/quantization.py --bits 3x16 4x4 --methods round rotation --roundings nearest gptq --clip
 
 A model is a SpeechLM folder or the name of one that ships, or a transformers folder or the name of one that travels in
@@ -28,6 +29,8 @@ from sparq.assets import resolve
 from sparq.attention import load_pretrained
 from sparq.corpus.corpus import Corpus
 from sparq.corpus.utterance import Utterance
+from sparq.evaluation.linear_inputs import INPUTS, linear_inputs
+from sparq.evaluation.outliers import by_layer
 from sparq.evaluation.perplexity import perplexity
 from sparq.evaluation.scoring import task_examples
 from sparq.language.likelihood import padded_batches
@@ -101,6 +104,8 @@ def row(
     calibration: Sequence[Batch],
     scored: dict[str, list[Example]],
     kept: Path | None,
+    *,
+    inputs: bool,
 ) -> Any:
     """Quantise a copy of a model, and score it; blocks that learnt are kept in a folder of the configuration's name."""
     start, learnt = time.perf_counter(), []
@@ -117,6 +122,7 @@ def row(
     shown = "  ".join(f"{name} {one.perplexity:.3f} ({one.next_token_accuracy:.1f} %)" for name, one in found.items())
     bits, method = ("W16A16", "full precision") if config is None else (config.bits, config.name)
     print(f"{bits:<8}{method:<22}{shown}  {seconds:.1f} s", flush=True)
+    read = {name: input_outliers(model, examples) for name, examples in scored.items()} if inputs else {}
     return {
         "bits": bits,
         "method": config.method if config else method,
@@ -130,7 +136,31 @@ def row(
         "tokens": {name: one.tokens for name, one in found.items()},
         "seconds_to_quantise": round(seconds, 2),
         "block_errors_before_and_after": learnt,
+        "outliers_of_linear_inputs": read,
     }
+
+
+def input_outliers(model: Any, examples: list[Example]) -> dict[str, dict[str, float]]:
+    """Show what the linears read, before it is rounded: the largest norm of all blocks, the others their means."""
+    found = linear_inputs(model, padded_batches(examples))
+    norms, kurtoses, crests = (
+        torch.tensor(by_layer(values, INPUTS)) for values in (found.infinity_norms, found.kurtoses, found.crest_factors)
+    )
+    rows = {}
+    for index, name in enumerate(INPUTS):
+        rows[name] = {
+            "maximum_infinity_norm": round(float(norms[:, index].max()), 3),
+            "average_kurtosis": round(float(kurtoses[:, index].mean()), 3),
+            "average_crest_factor": round(float(crests[:, index].mean()), 3),
+        }
+    rows["all"] = {
+        name: round(getattr(found, name), 3)
+        for name in ("maximum_infinity_norm", "average_kurtosis", "average_crest_factor")
+    }
+    for name, values in rows.items():
+        shown = "  ".join(f"{measure.split('_', 1)[1].replace('_', ' ')} {x:.2f}" for measure, x in values.items())
+        print(f"    {'read by ' + name:<28}{shown}", flush=True)
+    return rows
 
 
 def widths(text: str) -> tuple[int, int]:
@@ -157,11 +187,15 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--batch", type=int, default=1, help="sequences in a step of the learning")
     parser.add_argument("--kept", type=Path, help="a folder for the blocks that have learnt, to go on after a kill")
+    parser.add_argument("--inputs", action="store_true", help="measure the outliers of what the linears read, too")
     parser.add_argument("--output", type=Path, default=Path("results/quantization.json"))
     arguments = parser.parse_args()
     folder = ready_made(arguments.model, must_exist=False)
     model, calibration, scored = speechlm(folder, arguments) if folder else plain(arguments.model, arguments)
-    rows = [row(model, config, calibration, scored, arguments.kept) for config in (None, *configurations(arguments))]
+    rows = [
+        row(model, config, calibration, scored, arguments.kept, inputs=arguments.inputs)
+        for config in (None, *configurations(arguments))
+    ]
     report = {
         "what": "perplexity and next-token accuracy, quantisation simulated; lower perplexity is better",
         "made": provenance(),
