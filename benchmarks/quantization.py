@@ -33,6 +33,7 @@ from sparq.evaluation.linear_inputs import INPUTS, linear_inputs
 from sparq.evaluation.outliers import by_layer
 from sparq.evaluation.perplexity import perplexity
 from sparq.evaluation.scoring import task_examples
+from sparq.evaluation.texts import lines_of, windows
 from sparq.language.likelihood import padded_batches
 from sparq.language.speech_lm import SpeechLM
 from sparq.language.tasks import Example
@@ -46,9 +47,7 @@ Given = tuple[Any, list[Batch], dict[str, list[Example]]]
 
 
 def lines(arguments: argparse.Namespace) -> list[str]:
-    """Lines of the text; of a table, what stands behind the last tab."""
-    text = resolve(arguments.text).read_text(encoding="utf-8")
-    return [line.rpartition("\t")[2] for line in text.splitlines() if line.strip()]
+    return lines_of(resolve(arguments.text))
 
 
 def speechlm(folder: Path, arguments: argparse.Namespace) -> Given:
@@ -73,9 +72,7 @@ def held_out(vocabulary: Vocabulary, corpus: Corpus, arguments: argparse.Namespa
 
 def plain(name: str, arguments: argparse.Namespace) -> Given:
     path = language_model(name)
-    ids = AutoTokenizer.from_pretrained(path)("\n".join(lines(arguments)))["input_ids"]
-    pieces = [ids[at : at + arguments.length] for at in range(0, len(ids) - arguments.length + 1, arguments.length)]
-    made = [Example(piece, piece) for piece in pieces]
+    made = windows(AutoTokenizer.from_pretrained(path), lines(arguments), arguments.length)
     scored, kept = made[-arguments.scored :], made[: -arguments.scored][: arguments.calibration]
     return load_pretrained(path, dtype=torch.float32), list(padded_batches(kept)), {"text": scored}
 

@@ -95,6 +95,11 @@ WRONG = {
     "evaluate on a missing folder": ("evaluate nowhere --model {lm}", "nowhere: not a SpARQ corpus"),
     "evaluate nothing": ("evaluate {corpus} --model {lm} --sentences 0", "--sentences"),
     "evaluate an unknown source": ("evaluate {corpus} --model {lm} --source tini", "'tini'"),
+    "outliers of nothing": ("outliers nowhere --model {lm}", "nowhere: not a SpARQ corpus"),
+    "outliers of an empty text": ("outliers empty.txt --model {lm}", "empty.txt: has no text in it"),
+    "outliers of no model at all": ("outliers notes.txt --model ./nowhere", "./nowhere: neither a SpeechLM nor"),
+    "outliers into no picture": ("outliers {corpus} --model {lm} -o a.gif", "a.gif: unknown format"),
+    "outliers into a missing folder": ("outliers {corpus} --model {lm} -o nowhere/a.svg", "nowhere is no folder"),
     "outliers of a missing model": ("outliers {corpus} --model nowhere", "nowhere: not a SpARQ speechlm"),
     "transcribe a missing file": ("transcribe nowhere.wav --model {lm}", "nowhere.wav: no such file"),
     "transcribe a folder": ("transcribe . --model {lm}", "is a folder"),
@@ -142,6 +147,7 @@ def quick(tiny_run, tmp_path_factory):
 def test_one_line_exit_code_2_and_nothing_left(sparq, tiny_run, lm, corpus, quick, tmp_path, case):
     line, told = WRONG[case]
     (tmp_path / "notes.txt").write_text("not audio at all")
+    (tmp_path / "empty.txt").write_text("\n")
     (tmp_path / "broken.yaml").write_text("a: [\n")
     for folder in ("empty", "mine", "folder.wav", "said"):
         (tmp_path / folder).mkdir()
@@ -246,7 +252,7 @@ def test_continue_speech(sparq, tiny_run, lm, tmp_path):
     assert load_audio(tmp_path / "longer.ogg").size >= 7000
 
 
-def test_evaluate_and_outliers(sparq, tiny_run, lm, corpus):
+def test_evaluate_and_outliers(sparq, tiny_run, lm, corpus, tmp_path):
     asked = ("evaluate", corpus, "--model", lm, "--sentences", 3, "--max-pieces", 12)
     code, out, err = sparq(*asked, "--source", "tiny", "--json")
     assert (code, err) == (0, "")
@@ -255,10 +261,42 @@ def test_evaluate_and_outliers(sparq, tiny_run, lm, corpus):
     assert told["scores"] == {name: row[name] for name in told["scores"]}  # what the run measured
     code, out, _ = sparq("outliers", corpus, "--model", lm, "--sentences", 3, "--json")
     assert code == 0
-    assert json.loads(out) == told["outliers"]
+    given = json.loads(out)
+    shares = {kind: one.pop("sinks")["first_token_attention"] for kind, one in given["measured"].items()}
+    assert given["measured"] == told["outliers"]
+    assert all(0 < share < 1 for share in shares.values())
+    assert given["made"]["commit"]
     assert told["outliers"]["speech with text"]["maximum_infinity_norm"] == row["maximum_infinity_norm"]
-    _, out, _ = sparq("outliers", corpus, "--model", lm)
-    assert [line.split("  ")[0] for line in out.splitlines()[1:]] == ["text", "speech", "speech with text"]
+    _, out, _ = sparq("outliers", corpus, "--model", lm, "-o", "where.html")
+    heads = ("text, 4 sequences", "speech, 4 sequences", "speech with text, 4 sequences")
+    assert [line for line in out.splitlines() if "sequences" in line] == list(heads)
+    assert out.splitlines()[-1] == "where.html"
+    assert "<svg " in (tmp_path / "where.html").read_text()
+
+
+def test_outliers_of_any_language_model_on_text(sparq, tmp_path):
+    """A transformers model with a tokenizer of its own, on windows of a text file."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import Whitespace
+    from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+    words = Tokenizer(WordLevel({"a": 0, "b": 1, "?": 2}, unk_token="?"))
+    words.pre_tokenizer = Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(tmp_path / "lm")
+    GPT2LMHeadModel(GPT2Config(vocab_size=3, n_embd=8, n_layer=2, n_head=2)).save_pretrained(tmp_path / "lm")
+    (tmp_path / "book.txt").write_text("a b b a\n\nb a a b a a\n" * 4)
+    asked = ("outliers", "book.txt", "--model", "lm", "--length", 9, "-o", "where.svg")
+    code, out, err = sparq(*asked, "--json")
+    assert (code, err) == (0, "")
+    (one,) = json.loads(out)["measured"].values()
+    assert (one["sequences"], len(one["infinity_norms"]), len(one["sinks"]["by_head"])) == (4, 11, 2)
+    assert (tmp_path / "where.svg").read_text().startswith("<?xml")
+    code, out, _ = sparq(*asked, "--sentences", 2)
+    assert "text, 2 sequences" in out
+    code, _, err = sparq(*asked[:-2], "--length", 99)
+    assert code == 2
+    assert "the text has 40 pieces" in err
 
 
 def test_export(sparq, lm, tmp_path):

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from sparq import commands, paper_commands
+from sparq import commands, outlier_commands, paper_commands
 from sparq.config import QUANTIZATION_METHODS, QUANTIZATION_ROUNDINGS, SINKS
 from sparq.errors import SparqError
 
@@ -165,11 +165,14 @@ def _add_models(made: Any) -> None:
     command.add_argument("--max-pieces", type=_positive, default=300, help="of an answer")
     _add_model(command)
 
-    text = "Measure the outliers of a SpeechLM on the held-out part of a corpus"
-    command = _add(made, "outliers", commands.outliers, text)
-    command.add_argument("corpus", help="a corpus folder")
-    command.add_argument("--sentences", type=_positive, default=100)
-    _add_model(command)
+    text = "Show where the outliers of a model are: by layer and module, by head, and how large they grow"
+    command = _add(made, "outliers", outlier_commands.outliers, text)
+    command.add_argument("data", help="a corpus folder, whose held-out part is read; or a text file")
+    command.add_argument("--sentences", type=_positive, default=100, help="sequences read at most (default 100)")
+    command.add_argument("--length", type=_positive, default=256, help="of a sequence, if the model is no SpeechLM")
+    command.add_argument("-o", "--output", help="a picture: an .svg, .png or .html file")
+    text = "a SpeechLM folder (default: the model that ships); with a text file also a transformers model"
+    command.add_argument("--model", help=text)
 
 
 def _add_uses(made: Any) -> None:

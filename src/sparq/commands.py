@@ -32,7 +32,8 @@ def _audio(names: Sequence[str]) -> list[Any]:
     return [sys.stdin.buffer if name == "-" else name for name in names]
 
 
-def _load(given: argparse.Namespace) -> SpeechLM:
+def load_model(given: argparse.Namespace) -> SpeechLM:
+    """Load the SpeechLM that ``--model`` names, or the one that ships."""
     import sparq
 
     return sparq.load(given.model)
@@ -150,7 +151,7 @@ def evaluate(given: argparse.Namespace) -> None:
 
     config = EvaluationConfig(sentences=given.sentences, beam=given.beam, max_pieces=given.max_pieces)
     held_out = Corpus.load(Path(given.corpus)).utterances("held_out", given.source)
-    result = assess(_load(given), held_out, load_recogniser(given.recogniser), config)
+    result = assess(load_model(given), held_out, load_recogniser(given.recogniser), config)
     if given.json:
         print_json(dataclasses.asdict(result))
         return
@@ -160,25 +161,9 @@ def evaluate(given: argparse.Namespace) -> None:
         print(f"{'next-token accuracy ' + task:28}{value:10.2f} %")
 
 
-def outliers(given: argparse.Namespace) -> None:
-    """Measure the outliers of a SpeechLM."""
-    from sparq.corpus.corpus import Corpus
-    from sparq.evaluation.scoring import outliers_by_modality
-
-    held_out = Corpus.load(Path(given.corpus)).utterances("held_out")[: given.sentences]
-    lm = _load(given)
-    found = outliers_by_modality(lm.model, lm.vocabulary, held_out)
-    if given.json:
-        print_json({kind: dataclasses.asdict(report) for kind, report in found.items()})
-        return
-    print(f"{'':20}{'maximum infinity norm':>24}{'average kurtosis':>20}")
-    for kind, report in found.items():
-        print(f"{kind:20}{report.maximum_infinity_norm:24.2f}{report.average_kurtosis:20.2f}")
-
-
 def transcribe(given: argparse.Namespace) -> None:
     """Write down what is said."""
-    texts = _load(given).transcribe(_audio(given.files), _options(given))
+    texts = load_model(given).transcribe(_audio(given.files), _options(given))
     if given.json:
         print_json([{"file": name, "text": text} for name, text in zip(given.files, texts, strict=True)])
         return
@@ -188,7 +173,7 @@ def transcribe(given: argparse.Namespace) -> None:
 
 def speak(given: argparse.Namespace) -> None:
     """Read text out."""
-    _save_spoken(given, _load(given).speak(_text(given.text), _options(given)))
+    _save_spoken(given, load_model(given).speak(_text(given.text), _options(given)))
 
 
 def continue_(given: argparse.Namespace) -> None:
@@ -196,11 +181,11 @@ def continue_(given: argparse.Namespace) -> None:
     if Path(given.beginning).suffix.lower() not in AUDIO:
         if given.output is not None:
             raise UserError(f"-o: {given.output} (expected with an audio file; text is continued on standard output)")
-        print(_load(given).continue_text(_text(given.beginning), _options(given)))
+        print(load_model(given).continue_text(_text(given.beginning), _options(given)))
         return
     if given.output is None:
         raise UserError("-o: missing (expected a file for the continued speech)")
-    _save_spoken(given, _load(given).continue_speech(given.beginning, _options(given)))
+    _save_spoken(given, load_model(given).continue_speech(given.beginning, _options(given)))
 
 
 def _save_spoken(given: argparse.Namespace, spoken: tuple[Any, int]) -> None:
@@ -262,7 +247,7 @@ def vocoder(given: argparse.Namespace) -> None:
 def export(given: argparse.Namespace) -> None:
     """Write a SpeechLM as a folder to pass on."""
     output = _free_for_speechlm(given)
-    _load(given).save(output, half=given.half, complete=not given.lean)
+    load_model(given).save(output, half=given.half, complete=not given.lean)
     print(f"{output}: {_megabytes(output.rglob('*'))}")
 
 
@@ -274,7 +259,7 @@ def deploy(given: argparse.Namespace) -> None:
 
     config = DeploymentConfig(given.bits, given.activations)
     output = _free_for_speechlm(given)
-    lm = _load(given)
+    lm = load_model(given)
     whole = 4 * sum(parameter.numel() for parameter in lm.model.parameters())
     deploy(lm, output, config.bits, config.activations, complete=not given.lean)
     model = [output / name for name in (GRAPH, WEIGHTS)]

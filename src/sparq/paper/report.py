@@ -19,6 +19,7 @@ from sparq.artifacts import write_text
 from sparq.paper.drawing import label, short
 from sparq.paper.figures import LossCurve, OutlierBar, OutlierCurve, loss_curves, outlier_bars, outlier_curves
 from sparq.paper.heatmaps import HeadMaps, heatmaps
+from sparq.paper.outlier_maps import Measured, outlier_maps
 
 __all__ = [
     "LossCurve",
@@ -125,6 +126,7 @@ class ReportData:
         live: outliers of each variant as it trained.
         heads: the last layer of each variant on one sample, the vanilla one first.
         sample: what is said in that sample.
+        maps: where the outliers of one model are, by kind of input.
         recordings: real recordings with transcripts.
         spoken: spoken sentences.
         notes: what a reader must know of this very run, a sentence or two each.
@@ -141,6 +143,7 @@ class ReportData:
     live: Sequence[OutlierCurve] = ()
     heads: Sequence[HeadMaps] = ()
     sample: str = ""
+    maps: Mapping[str, Measured] = dataclasses.field(default_factory=dict)
     recordings: Sequence[Recording] = ()
     spoken: Sequence[SpokenSentence] = ()
     notes: Sequence[str] = ()
@@ -200,6 +203,7 @@ def write_report(path: Path, data: ReportData) -> None:
         outlier_figure=outlier_bars(data.outliers) if data.outliers else "",
         live=live,
         live_figure=outlier_curves(live) if live else "",
+        map_figure=outlier_maps(data.maps) if data.maps else "",
         head_figure=heatmaps(data.heads) if data.heads else "",
     )
     path = Path(path)
