@@ -77,11 +77,56 @@ def methods(kept: dict[str, Any]) -> str:
     return table(["bits", "method", "text perplexity", "seconds"], rows, left=2)
 
 
+def layers(kept: dict[str, Any]) -> str:
+    """The layers of a deep model between which something happens."""
+    sinks = kept["measured"]["text"]["sinks"]
+    rows = []
+    for layer in (0, 2, 10, 11, 12, 20, 23, 29):
+        heads, largest = sinks["by_head"][layer], sinks["largest"][layer]
+        place = f"token {largest['position']}, channel {largest['channel']}"
+        shares = (100 * sum(heads) / len(heads), 100 * max(heads))
+        sizes = (number(largest["magnitude"], 0), number(sinks["ratios"][layer], 0), number(sinks["massive"][layer], 1))
+        rows.append([str(layer), *(number(share, 1) for share in shares), *sizes, place])
+    head = ["layer", "first token %", "strongest head %", "largest", "in medians", "massive", "where the largest is"]
+    return table(head, rows, left=1)
+
+
+def attention_sinks(kept: dict[str, Any]) -> str:
+    rows = []
+    for name in SINKS:
+        for kind, one in kept["models"][name].items():
+            sinks = one["sinks"]
+            unspent = [share for heads in sinks["unspent"] for share in heads]
+            shares = (sinks["first_token_attention"], sinks["sink_heads"], abs(sum(unspent) / len(unspent)))
+            rows.append(
+                [name, kind, *(number(100 * share, 1) for share in shares)]
+                + [number(sinks["massive_activation_ratio"], 1)]
+                + [number(one["maximum_infinity_norm"], 0), number(one["average_kurtosis"], 1)]
+            )
+    head = ["attention", "input", "first token %", "sink heads %", "unspent %", "largest, medians"]
+    return table([*head, "max. infinity norm", "avg. kurtosis"], rows, left=2)
+
+
+def inputs(kept: dict[str, Any]) -> str:
+    rows = []
+    for row in kept["rows"]:
+        read = row["outliers_of_linear_inputs"]["text"]
+        crests = [number(read[name]["average_crest_factor"], 1) for name in read]
+        others = (read["all"]["maximum_infinity_norm"], read["all"]["average_kurtosis"])
+        rows.append([method_name(row), *crests, *(number(x, 1) for x in others), number(row["perplexity"]["text"], 1)])
+    head = ["method", "q, k, v", "attention output", "MLP", "MLP output", "all"]
+    return table([*head, "max. infinity norm", "avg. kurtosis", "text perplexity, W4A4"], rows, left=1)
+
+
 TABLES = (
     ("README.md", "demo-table", "demo_table", demo),
     ("README.md", "shipped", "shipped_models", shipped),
     ("docs/quantization.md", "smollm2", "quantization_smollm2", methods),
     ("docs/quantization.md", "speechlm-none", "quantization_speechlm_none", methods),
+    ("docs/outliers.md", "layers", "outliers_smollm2", layers),
+    ("docs/outliers.md", "sinks", "outliers_shipped", attention_sinks),
+    ("docs/outliers.md", "inputs-smollm2", "linear_inputs_smollm2", inputs),
+    ("docs/outliers.md", "inputs-speechlm-none", "linear_inputs_speechlm_none", inputs),
 )
 
 
