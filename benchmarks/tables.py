@@ -98,11 +98,8 @@ def attention_sinks(kept: dict[str, Any]) -> str:
             sinks = one["sinks"]
             unspent = [share for heads in sinks["unspent"] for share in heads]
             shares = (sinks["first_token_attention"], sinks["sink_heads"], abs(sum(unspent) / len(unspent)))
-            rows.append(
-                [name, kind, *(number(100 * share, 1) for share in shares)]
-                + [number(sinks["massive_activation_ratio"], 1)]
-                + [number(one["maximum_infinity_norm"], 0), number(one["average_kurtosis"], 1)]
-            )
+            sizes = (sinks["massive_activation_ratio"], one["maximum_infinity_norm"], one["average_kurtosis"])
+            rows.append([name, kind, *(number(100 * share, 1) for share in shares), *(number(x, 1) for x in sizes)])
     head = ["attention", "input", "first token %", "sink heads %", "unspent %", "largest, medians"]
     return table([*head, "max. infinity norm", "avg. kurtosis"], rows, left=2)
 

@@ -101,7 +101,7 @@ def _cells(axes: Axes, values: Any, scale: Normalize, *, numbered: bool) -> Any:
 
 def _ratios(axes: Axes, ratios: Sequence[float], largest: float, palette: Palette) -> None:
     """Draw bars, and where an activation begins to count as massive."""
-    axes.barh(range(len(ratios)), ratios, 0.7, color=palette.ink)
+    axes.barh(range(len(ratios)), ratios, 0.7, color=palette.ink, alpha=0.45)
     axes.set_xscale("log")
     axes.set_xlim(1, 2.5 * max(largest, 10.0))
     if largest > MASSIVE_RATIO / 10:
