@@ -21,7 +21,7 @@ from sparq.speech.audio import load_audio, save_audio
 
 COMMANDS = [
     "demo", "run", "adapt", "quantize", "evaluate", "outliers", "transcribe", "speak", "continue", "corpus", "units",
-    "vocoder", "export", "deploy", "assets", "paper",
+    "vocoder", "export", "deploy", "assets", "paper", "bench",
 ]  # fmt: skip
 
 

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from sparq import commands, outlier_commands, paper_commands
+from sparq import bench_commands, commands, outlier_commands, paper_commands
 from sparq.config import QUANTIZATION_METHODS, QUANTIZATION_ROUNDINGS, SINKS
 from sparq.errors import SparqError
 
@@ -93,6 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_uses(made)
     _add_data(made)
     _add_paper(made)
+    _add_bench(made)
     return parser
 
 
@@ -258,6 +259,20 @@ def _add_paper(made: Any) -> None:
     theory.add_argument("--sequences", type=_positive, default=4, help="that the model writes, of text and of speech")
     theory.add_argument("--seed", type=_count, default=0, help="of the models, and of what the SpeechLM writes")
     _add_model(theory)
+
+
+def _add_bench(made: Any) -> None:
+    text = "Measure a model on this machine"
+    command = made.add_parser("bench", help=text, description=text)
+    parts = command.add_subparsers(required=True, dest="part", metavar="PART")
+    text = "Bytes, memory and speed in torch (float32, bfloat16) and deployed (float32, int8, 4 bits)"
+    deploy = _add(parts, "deploy", bench_commands.deploy, text)
+    text = "a SpeechLM, a transformers folder or hub name, or smollm2-135m (default: the model that ships)"
+    deploy.add_argument("model", nargs="?", help=text)
+    deploy.add_argument("--prompt", type=_positive, default=128, help="tokens read at once (default 128)")
+    deploy.add_argument("--tokens", type=_positive, default=32, help="made one after another (default 32)")
+    deploy.add_argument("--repeats", type=_positive, default=5, help="of which the fastest counts (default 5)")
+    deploy.add_argument("--threads", type=_count, default=0, help="default: as many as torch takes")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,70 @@
+"""What the parts of ``sparq bench`` do: read what was given, call one function, print."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sparq.commands import print_json
+
+if TYPE_CHECKING:
+    from sparq.deployment.speed import Speed
+
+
+def deploy(given: argparse.Namespace) -> None:
+    """Measure what a deployment saves."""
+    from sparq.deployment.speed import BASELINE, FORMS, Load, compare
+    from sparq.language.folder import no_progress_bars
+
+    load = Load(given.prompt, given.tokens, given.repeats, given.threads)
+    model = _language_model(given.model)
+
+    def told(form: str) -> None:
+        if not given.json:
+            print(f"measuring {form} ({FORMS.index(form) + 1} of {len(FORMS)}) ...", file=sys.stderr)
+
+    with tempfile.TemporaryDirectory(prefix="sparq-bench-") as work, no_progress_bars():
+        speeds = compare(model, Path(work), load, told=told)
+    base = next(speed for speed in speeds if speed.form == BASELINE)
+    if given.json:
+        print_json({"load": dataclasses.asdict(load), "forms": [told_of(speed, base) for speed in speeds]})
+        return
+    print(f"{'':16}{'on disk':>12}{'':>8}{'peak memory':>14}{'prefill':>13}{'':>8}{'decode':>13}{'':>8}")
+    print(f"{'':16}{'MB':>12}{'':>8}{'MB':>14}{'tokens/s':>13}{'':>8}{'tokens/s':>13}{'':>8}")
+    for speed in speeds:
+        row = told_of(speed, base)
+        print(
+            f"{speed.form:16}{speed.bytes_on_disk / 1e6:12.1f}{row['bytes_ratio']:7.2f}x"
+            f"{speed.peak_memory / 1e6:14.0f}{speed.prefill:13.0f}{row['prefill_ratio']:7.2f}x"
+            f"{speed.decode:13.1f}{row['decode_ratio']:7.2f}x"
+        )
+    print(f"x: of {BASELINE}; {base.memory_before / 1e6:.0f} MB of the peak are Python, torch and transformers")
+
+
+def told_of(speed: Speed, base: Speed) -> dict[str, Any]:
+    """Give what was measured of a form, and its ratios to the baseline."""
+    told = {name: round(value, 1) if isinstance(value, float) else value for name, value in vars(speed).items()}
+    return told | {
+        "bytes_ratio": round(speed.bytes_on_disk / base.bytes_on_disk, 3),
+        **{
+            f"{name}_ratio": round(getattr(speed, name) / getattr(base, name), 2)
+            for name in ("prefill", "decode", "prefill_cpu", "decode_cpu")
+        },
+    }
+
+
+def _language_model(name: str | None) -> Any:
+    """Load a SpeechLM's language model, or any other model that can be deployed."""
+    import torch
+
+    import sparq
+    from sparq.assets import DEFAULT_MODEL
+    from sparq.attention import load_pretrained
+    from sparq.making import language_model, ready_made
+
+    folder = ready_made(name or DEFAULT_MODEL, must_exist=False)
+    return sparq.load(folder).model if folder else load_pretrained(language_model(str(name)), dtype=torch.float32)
