@@ -23,6 +23,7 @@ from sparq.artifacts import Manifest, fingerprint, new_folder, read_manifest, re
 from sparq.assets import shipped
 from sparq.attention import installed, load_pretrained
 from sparq.deployment import DeployedModel
+from sparq.deployment.config import RECORD
 from sparq.deployment.graph import GRAPH, WEIGHTS
 from sparq.errors import UserError
 from sparq.language.vocabulary import Vocabulary, load_vocabulary
@@ -62,11 +63,13 @@ def write_folder(
         complete: write every part; otherwise those that ship with SpARQ are left out.
 
     Raises:
-        UserError: the model carries adapters that are not merged.
+        UserError: the model carries adapters that are not merged, or was put into low bits in memory.
     """
     model = parts.model
     if hasattr(model, "peft_config"):
         raise UserError(f"{folder}: the model carries adapters; merge them before it is saved")
+    if getattr(model.config, RECORD, None) is not None and not isinstance(model, DeployedModel):
+        raise UserError(f"{folder}: the model was put into low bits in memory; save it before that")
     quantization = getattr(model.config, "quantization_config", None)
     attention = installed(model)
     inputs = {}
