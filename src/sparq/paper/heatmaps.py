@@ -2,7 +2,7 @@
 
 Each row is a head, each block of three columns a model. Of the block,
 
-1. *probability* is p [length, length], a row for each token that asks, what comes later left white;
+1. *probability* is p [length, length], a row for each token that asks, what comes later left blank;
 2. *value* is v [length, head_dim];
 3. *weighted value* is p·v [length, head_dim], times the gate where heads have one: what the head adds.
 
