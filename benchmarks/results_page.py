@@ -1,9 +1,9 @@
 """Write docs/results.md anew: what was measured of the paper's tables, from what is kept under results/paper/.
 
-    sparq paper run 6 --scale demo && cp runs/paper-demo/table-6.json results/paper/demo/
+    sparq paper run 6 --scale demo && cp runs/paper-demo/table-6.json results/paper/demo/  # and the figures' .svg
     python benchmarks/results_page.py
 
-What is said in words lies in docs/results-findings.md, and stands in front of the tables.
+What is said in words lies in results/paper/findings.md, and stands in front of the tables.
 """
 
 from __future__ import annotations
@@ -39,11 +39,13 @@ def section(kept: dict[str, Any], file: Path) -> str:
     for caption, grid in grids(kept):
         parts += [f"{caption[:1].upper()}{caption[1:]}:"] if caption else []
         parts.append(as_markdown(grid).rstrip())
+    pictures = sorted(file.parent.glob(f"{file.stem}*.svg"))
+    parts += [f"![{title(kept)}: {path.stem}](../{path.relative_to(ROOT)})" for path in pictures]
     return "\n\n".join(parts)
 
 
 def main() -> None:
-    parts = [HEAD.rstrip(), (ROOT / "docs" / "results-findings.md").read_text(encoding="utf-8").strip()]
+    parts = [HEAD.rstrip(), (KEPT / "findings.md").read_text(encoding="utf-8").strip()]
     for folder in sorted(path for path in KEPT.iterdir() if path.is_dir()):
         files = {json.loads(path.read_text(encoding="utf-8"))["table"]: path for path in folder.glob("*.json")}
         described = False
