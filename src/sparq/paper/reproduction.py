@@ -84,6 +84,7 @@ def reproduce(table: str, order: Order) -> dict[str, Any]:
         **_MEASURED[table](table, order),
         "made": provenance(),
     }
+    folder.mkdir(parents=True, exist_ok=True)  # tables without models have made no stage in it
     write_text(folder / f"{_file(table)}.json", json.dumps(kept, indent=1) + "\n")
     return kept
 
