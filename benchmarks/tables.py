@@ -25,7 +25,7 @@ def table(head: list[str], rows: list[list[str]], *, left: int) -> str:
 
 
 def number(value: float | None, digits: int) -> str:
-    return "–" if value is None else f"{value:.{digits}f}"
+    return "–" if value is None else f"{round(value, digits) + 0.0:.{digits}f}"  # + 0: nothing is not −0
 
 
 def demo(kept: dict[str, Any]) -> str:
@@ -115,6 +115,24 @@ def inputs(kept: dict[str, Any]) -> str:
     return table([*head, "max. infinity norm", "avg. kurtosis", "text perplexity, W4A4"], rows, left=1)
 
 
+def optimizers(kept: dict[str, Any]) -> str:
+    columns = {
+        "perplexity": ("perplexity", 1, 1), "avg. kurtosis": ("average_kurtosis", 2, 1),
+        "max. infinity norm": ("maximum_infinity_norm", 0, 1), "largest / median": ("massive_activation_ratio", 0, 1),
+        "to the first token %": ("first_token_attention", 1, 100), "sink heads %": ("sink_heads", 1, 100),
+        "unspent %": ("attention_unspent", 1, 100),
+    }  # fmt: skip
+    quantised = ("round W8A8", "round W4A4", "smoothquant W4A4")
+    rows = [
+        [row["attention"], row["optimizer"], f"{row['learning_rate']:g}", str(row["steps"]),
+         *(number(row[name] * factor, digits) for name, digits, factor in columns.values()),
+         *(number(row["quantised"][name]["degradation_percent"], 1) for name in quantised)]
+        for row in kept["cells"]
+    ]  # fmt: skip
+    head = ["attention", "optimizer", "rate", "steps", *columns, *(f"{name} +%" for name in quantised)]
+    return table(head, rows, left=2)
+
+
 TABLES = (
     ("README.md", "demo-table", "demo_table", demo),
     ("README.md", "shipped", "shipped_models", shipped),
@@ -124,6 +142,7 @@ TABLES = (
     ("docs/outliers.md", "sinks", "outliers_shipped", attention_sinks),
     ("docs/outliers.md", "inputs-smollm2", "linear_inputs_smollm2", inputs),
     ("docs/outliers.md", "inputs-speechlm-none", "linear_inputs_speechlm_none", inputs),
+    ("docs/optimizers.md", "optimizers", "optimizers", optimizers),
 )
 
 
