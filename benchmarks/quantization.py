@@ -82,6 +82,7 @@ def configurations(arguments: argparse.Namespace) -> list[QuantizationConfig]:
     for weight_bits, activation_bits in arguments.bits:
         widths = {"weight_bits": weight_bits, "activation_bits": activation_bits, "epochs": arguments.epochs}
         widths |= {"calibration_sequences": arguments.calibration, "batch_sequences": arguments.batch}
+        widths |= {"transformation_rate": arguments.transformation_rate, "clipping_rate": arguments.clipping_rate}
         if activation_bits < FULL_PRECISION:
             widths |= {"activation_grid": arguments.activation_grid, "state_grids": arguments.state_grids}
         for method in arguments.methods:
@@ -118,7 +119,7 @@ def row(
     found = {name: perplexity(model, examples) for name, examples in scored.items()}
     shown = "  ".join(f"{name} {one.perplexity:.3f} ({one.next_token_accuracy:.1f} %)" for name, one in found.items())
     bits, method = ("W16A16", "full precision") if config is None else (config.bits, config.name)
-    print(f"{bits:<8}{method:<22}{shown}  {seconds:.1f} s", flush=True)
+    print(f"{bits:<8}{method:<40}{shown}  {seconds:.1f} s", flush=True)
     read = {name: input_outliers(model, examples) for name, examples in scored.items()} if inputs else {}
     return {
         "bits": bits,
@@ -183,16 +184,15 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=512, help="pieces in a sequence, if it is no SpeechLM")
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--batch", type=int, default=1, help="sequences in a step of the learning")
+    parser.add_argument("--transformation-rate", type=float, default=QuantizationConfig.transformation_rate)
+    parser.add_argument("--clipping-rate", type=float, default=QuantizationConfig.clipping_rate)
     parser.add_argument("--kept", type=Path, help="a folder for the blocks that have learnt, to go on after a kill")
     parser.add_argument("--inputs", action="store_true", help="measure the outliers of what the linears read, too")
     parser.add_argument("--output", type=Path, default=Path("results/quantization.json"))
     arguments = parser.parse_args()
     folder = ready_made(arguments.model, must_exist=False)
     model, calibration, scored = speechlm(folder, arguments) if folder else plain(arguments.model, arguments)
-    rows = [
-        row(model, config, calibration, scored, arguments.kept, inputs=arguments.inputs)
-        for config in (None, *configurations(arguments))
-    ]
+    rows: list[Any] = []
     report = {
         "what": "perplexity and next-token accuracy, quantisation simulated; lower perplexity is better",
         "made": provenance(),
@@ -200,7 +200,9 @@ def main() -> None:
         "rows": rows,
     }
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    write_text(arguments.output, json.dumps(report, indent=1) + "\n")
+    for config in (None, *configurations(arguments)):
+        rows.append(row(model, config, calibration, scored, arguments.kept, inputs=arguments.inputs))
+        write_text(arguments.output, json.dumps(report, indent=1) + "\n")  # a kill loses no row
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+ORDER = ("W16A16", "W8A8", "W4A16", "W4A4")
+WAYS = ("plain", "rotated")
 SINKS = ("none", "max", "zero")
 SOURCES = {
     "test": "LJ Speech test sentences, voiced",
@@ -65,7 +67,10 @@ def shipped(kept: dict[str, Any]) -> str:
 
 def method_name(row: dict[str, Any]) -> str:
     clipped = f", {row['weight_clip_percent']:g} % clipped" if row["weight_clip_percent"] else ""
-    return row["method"] + (", GPTQ" if row["rounding"] == "gptq" else "") + clipped
+    grid = f", {row['activation_grid']} tokens" if row.get("activation_grid") else ""
+    share = f", {100 * row['activation_clip']:g} % of their range" if row.get("activation_clip", 1) < 1 else ""
+    heads = ", scales by head" if row.get("state_grids") == "head" else ""
+    return row["method"] + (", GPTQ" if row["rounding"] == "gptq" else "") + clipped + grid + share + heads
 
 
 def methods(kept: dict[str, Any]) -> str:
@@ -133,22 +138,55 @@ def optimizers(kept: dict[str, Any]) -> str:
     return table(head, rows, left=2)
 
 
+def short_methods(kept: dict[str, Any]) -> str:
+    rows = [[row["bits"], method_name(row), number(row["perplexity"]["text"], 1)] for row in kept["rows"]]
+    return table(["bits", "method", "text perplexity"], rows, left=2)
+
+
+def smollm2(kept: dict[str, Any]) -> str:
+    files = sorted((ROOT / "results").glob("quantization_smollm2_*.json"), reverse=True)
+    found = [one for file in files for one in load(file.stem)["rows"]]
+    others = [row for row in found if row["bits"] != "W16A16"]  # which is in every file
+    rows = sorted([*kept["rows"], *others], key=lambda row: ORDER.index(row["bits"]))
+    return short_methods({"rows": rows})
+
+
+def rotation(kept: dict[str, Any]) -> str:
+    columns = {"weight": "weight_error", "output": "output_error"}
+    rows = [
+        [
+            name,
+            *(number(100 * kind[way][key], 1) for key in columns.values() for way in WAYS),
+            *(number(kind[way]["perplexity"], 1) for way in WAYS),
+        ]
+        for name, kind in kept["kinds"].items()
+    ]
+    head = [f"{name} error %, {way}" for name in columns for way in WAYS]
+    return table(["linear", *head, *(f"perplexity, {way}" for way in WAYS)], rows, left=1)
+
+
 TABLES = (
     ("README.md", "demo-table", "demo_table", demo),
     ("README.md", "shipped", "shipped_models", shipped),
-    ("docs/quantization.md", "smollm2", "quantization_smollm2", methods),
+    ("docs/quantization.md", "smollm2", "quantization_smollm2", smollm2),
+    ("docs/quantization.md", "rotation", "rotation", rotation),
     ("docs/quantization.md", "speechlm-none", "quantization_speechlm_none", methods),
     ("docs/outliers.md", "layers", "outliers_smollm2", layers),
     ("docs/outliers.md", "sinks", "outliers_shipped", attention_sinks),
     ("docs/outliers.md", "inputs-smollm2", "linear_inputs_smollm2", inputs),
     ("docs/outliers.md", "inputs-speechlm-none", "linear_inputs_speechlm_none", inputs),
     ("docs/optimizers.md", "optimizers", "optimizers", optimizers),
+    ("docs/quantization.md", "speechlm-none-text", "quantization_speechlm_none_text", short_methods),
 )
+
+
+def load(file: str) -> Any:
+    return json.loads((ROOT / "results" / f"{file}.json").read_text(encoding="utf-8"))
 
 
 def main() -> None:
     for document, name, file, written in TABLES:
-        kept = json.loads((ROOT / "results" / f"{file}.json").read_text(encoding="utf-8"))
+        kept = load(file)
         text = (ROOT / document).read_text(encoding="utf-8")
         before, marked, rest = text.partition(f"<!-- {name} -->\n")
         _, end, after = rest.partition(f"<!-- /{name} -->")

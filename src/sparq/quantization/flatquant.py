@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from sparq.quantization.blocks import Block
 from sparq.quantization.clipping import LearnableShares
-from sparq.quantization.config import FULL_PRECISION, QuantizationConfig
+from sparq.quantization.config import QuantizationConfig
 from sparq.quantization.hadamard import hadamard, random_signs
 from sparq.quantization.kronecker import factor_sizes, kronecker
 from sparq.quantization.omniquant import OmniQuant
@@ -72,6 +72,7 @@ class FlatTransformation(Transformation):
         factors: of each input, in the order of `Block.readers`.
         mlp_scale: of what the MLP's last linear reads.
         bases: of q and k, where these do not meet as the linears make them; else empty.
+        activations: the clipping of each input, in the order of `Block.readers`, and of q, k and v; else empty.
     """
 
     def __init__(
@@ -102,6 +103,8 @@ class FlatTransformation(Transformation):
         if not attention.direct_scores:
             for heads in (attention.query_heads, attention.heads):
                 self.bases.append(TurnedMatrix(last.new_ones(heads, attention.width)))
+        clipped = len(self.factors) + 3 if config.clips else 0
+        self.activations = nn.ModuleList(LearnableShares(last.new_ones(())) for _ in range(clipped))
 
     def fold(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Give the parameters of the transformed block, and in buffers of `SimulatedLinear` what stays to be done."""
@@ -118,6 +121,13 @@ class FlatTransformation(Transformation):
             _store_bases(new, self.block, *(basis.whole.to(scale.dtype) for basis in bases), key="state_basis")
             inverses = (basis.dual_whole.mT.to(scale.dtype) for basis in bases)
             _store_bases(new, self.block, *inverses, key="state_inverse")
+        clippings: list[Any] = list(self.activations)
+        if clippings:
+            *inputs, q, k, v = [torch.stack(one.shares) for one in clippings]
+            for names, share in zip(self.block.readers, inputs, strict=True):
+                new |= {f"{name}.input_clip": share for name in names}
+            states = self.block.attention.by_linear(q, k, v)
+            new |= {f"{name}.state_clip": parts[:, None] for name, parts in states.items()}
         return new
 
 
@@ -130,45 +140,21 @@ def _store_bases(new: dict[str, Tensor], block: Block, query: Tensor, key_heads:
 
 
 class FlatQuant(OmniQuant):
-    """What FlatQuant learns of one block.
-
-    Attributes:
-        activations: the clipping of each input, in the order of `Block.readers`, and of q, k and v.
-    """
+    """What FlatQuant learns of one block."""
 
     decays: ClassVar[bool] = True
     relative: ClassVar[bool] = True
-
-    def __init__(
-        self,
-        block: Block,
-        state: Mapping[str, Tensor],
-        ranges: Mapping[str, InputRange],
-        config: QuantizationConfig,
-    ) -> None:
-        """Begin where nothing has been learnt; see `OmniQuant`, and `FlatTransformation` for the ranges."""
-        super().__init__(block, state, ranges, config)
-        one = state[f"{block.mlp_output}.weight"].new_ones(())
-        clipped = config.activation_bits < FULL_PRECISION
-        self.activations = nn.ModuleList(LearnableShares(one) for _ in range((len(block.readers) + 3) * clipped))
 
     def equivalence(self, state: Mapping[str, Tensor], ranges: Mapping[str, InputRange]) -> Transformation:
         """The transformation that the learning begins with."""
         return FlatTransformation(self.block, state, ranges, self.config)
 
-    def unrounded(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What `forward` gives, before the weights are put on their grids."""
-        new, block = super().unrounded(state), self.block
-        clippings: list[Any] = list(self.activations)
-        if clippings:
-            shares = [torch.stack(one.shares) for one in clippings]
-            *inputs, q, k, v = shares
-            for names, share in zip(block.readers, inputs, strict=True):
-                new |= {f"{name}.input_clip": share for name in names}
-            new |= {f"{name}.state_clip": parts[:, None] for name, parts in block.attention.by_linear(q, k, v).items()}
-        return new
-
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """What is learnt with its learning rates, as an optimizer takes it."""
-        activations = {"params": list(self.activations.parameters()), "lr": self.config.clipping_rate}
-        return [*super().parameter_groups(), activations]
+        """What is learnt with its learning rates, as an optimizer takes it: all clipping has one rate."""
+        transformed, clipped = super().parameter_groups()
+        learnt: Any = self.transformation
+        clipping = {id(one) for one in learnt.activations.parameters()}
+        activations = [one for one in transformed["params"] if id(one) in clipping]
+        transformed["params"] = [one for one in transformed["params"] if id(one) not in clipping]
+        clipped["params"] += activations
+        return [transformed, clipped]

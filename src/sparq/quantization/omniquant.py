@@ -66,10 +66,6 @@ class OmniQuant(nn.Module):
     def begin_epoch(self, epoch: int) -> None:
         """Tell which epoch of the learning begins, from 0."""
 
-    def unrounded(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What `forward` gives, before the weights are put on their grids."""
-        return self.transformation.fold(state)
-
     def forward(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Parameters of the quantised block, differentiable in what is learnt.
 
@@ -79,7 +75,7 @@ class OmniQuant(nn.Module):
         Returns:
             The same, transformed, and weights on their grids (`Transformation.fold` says what is added).
         """
-        new = self.unrounded(state)
+        new = self.transformation.fold(state)
         for name, clipping in self.weight_clippings().items():
             new[f"{name}.weight"] = clipping(new[f"{name}.weight"])
         return new

@@ -2,8 +2,9 @@
 
 The target of a block is its full-precision output on full-precision inputs; the student is the quantised block on what
 the quantised blocks before it give, so that it makes up for their errors too. The loss is the mean squared error over
-real tokens, minimised by AdamW at a constant rate without decay (OmniQuant, Shao et al., 2023, appendix A1). What was
-learnt is folded into the model, so nothing of the learning is left at run time.
+real tokens, minimised by AdamW without weight decay, at a constant rate (OmniQuant, Shao et al., 2023, appendix A1) or
+along a cosine (FlatQuant, Sun et al., 2024). What was learnt is folded into the model; its weights are then on their
+grids, or GPTQ puts them there.
 """
 
 from __future__ import annotations
@@ -82,7 +83,8 @@ class Step:
         given, wanted = self.given.output(layer, block, tensors), self.wanted.hidden
         error = (given - wanted)[self.wanted.mask].square()
         if relative:
-            error = error / wanted[self.wanted.mask].square().mean(-1, keepdim=True)
+            size = wanted[self.wanted.mask].square().mean(-1, keepdim=True)
+            error = error / size.clamp(min=torch.finfo(size.dtype).tiny)
         return error.mean()
 
 
@@ -126,7 +128,7 @@ def reconstruct(
                 learnt = method(block, state, ranges, config)
                 errors = _learn(layer, block, state, learnt, steps)
                 if config.rounding == "gptq":
-                    tensors = _inside(layer, block, learnt.unrounded(state))
+                    tensors = _inside(layer, block, learnt.transformation.fold(state))
                     _store(layer, tensors)
                     clippings = {name: one.extremes for name, one in learnt.weight_clippings().items()}
                     round_block(model, block, config, [step.given for step in steps], clippings)
