@@ -19,7 +19,7 @@ class DeploymentConfig:
 
     Attributes:
         bits: width of the weights and embeddings: 4, 8, or 32 for the model as it is. Of 4, the output layer (and
-            embeddings tied to it) take 8: on what ships that gives a quarter of the lost perplexity back for a
+            embeddings tied to it) take 8: on speechlm-max that gives a quarter of the lost perplexity back for a
             twentieth more bytes.
         activations: what a low-bit weight is multiplied by. "int8" rounds the input of every product to 8 bits, one
             scale for each row and block of it, which is what processors are fast at; "float32" leaves it as it is,
