@@ -8,7 +8,6 @@ over the ordinary attention is computed both ways (:class:`sparq.paper.printed.I
 from __future__ import annotations
 
 import dataclasses
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 from sparq.errors import UserError
 from sparq.evaluation.degradation import Scores, average_drop
 from sparq.paper.grid import Cell, Line
-from sparq.paper.printed import Printed
+from sparq.paper.printed import Printed, drop_improvement, score_improvement
 
 SCORES = tuple(field.name for field in dataclasses.fields(Scores))
 
@@ -107,12 +106,9 @@ def _drop(cell: Cell, measured: Mapping[Cell, Sequence[Mapping[str, Any]]]) -> V
 def _improved(row: Row, ordinary: Row | None) -> Row:
     if ordinary is None or row is ordinary:
         return row
-    pairs = [(row.scores[name].mean, ordinary.scores[name].mean) for name in SCORES]
-    of_scores = of_drops = None
-    if all(theirs > 0 for _, theirs in pairs):
-        of_scores = 100 * math.fsum(1 - ours / theirs for ours, theirs in pairs) / len(pairs)
-    if row.drop is not None and ordinary.drop is not None and ordinary.drop.mean > 0:
-        of_drops = 100 * (1 - row.drop.mean / ordinary.drop.mean)
+    ours, theirs = (Scores(**{name: one.scores[name].mean for name in SCORES}) for one in (row, ordinary))
+    drops = [None if one.drop is None else one.drop.mean for one in (row, ordinary)]
+    of_drops, of_scores = drop_improvement(*drops), score_improvement(ours, theirs)
     return dataclasses.replace(row, improvement_of_drops=of_drops, improvement_of_scores=of_scores)
 
 

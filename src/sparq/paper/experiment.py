@@ -89,22 +89,23 @@ def measure(
         UserError: a setting is wrong, or a part cannot be had.
     """
     wanted = list(dict.fromkeys(one for cell in cells for one in (cell.baseline, cell)))
-    adapted = list(dict.fromkeys(Cell(cell.sink, cell.adaptation) for cell in wanted))
-    given = tuple(overrides)
-    for cell in {cell.adaptation: cell for cell in adapted}.values():
-        open_run(scale, cell, 0, given).check()
-
-    def jobs(of: Sequence[Cell], until: str) -> list[Job]:
-        return [Job(scale, cell, seed, given, until) for seed in range(seeds) for cell in of]
-
-    engine(jobs(wanted[:1], "shared")[:1])  # alone: every other job reads what it makes
-    engine(jobs(adapted, "adapted"))
-    last = jobs(wanted, "scored")
+    adapt(scale, wanted, seeds, overrides, engine)
+    last = [Job(scale, cell, seed, tuple(overrides), "scored") for seed in range(seeds) for cell in wanted]
     found: dict[Cell, list[Mapping[str, Any]]] = {cell: [] for cell in wanted}
     for job, result in zip(last, engine(last), strict=True):
         assert result is not None
         found[job.cell].append(result)
     return found
+
+
+def adapt(scale: Scale, cells: Iterable[Cell], seeds: int, overrides: Sequence[str], engine: Engine) -> None:
+    """Adapt what cells have in common with each other once, after checking all of them; see :func:`measure`."""
+    adapted = list(dict.fromkeys(Cell(cell.sink, cell.adaptation) for cell in cells))
+    given = tuple(overrides)
+    for cell in {cell.adaptation: cell for cell in adapted}.values():
+        open_run(scale, cell, 0, given).check()
+    engine([Job(scale, adapted[0], 0, given, "shared")])  # alone: every other job reads what it makes
+    engine([Job(scale, cell, seed, given, "adapted") for seed in range(seeds) for cell in adapted])
 
 
 def in_turn(watcher: Watcher) -> Engine:

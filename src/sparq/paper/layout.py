@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sparq.evaluation.degradation import Scores
+from sparq.paper.comparison import SCORES
 from sparq.paper.grid import BY_ACCURACY, SCORED
-from sparq.paper.printed import TITLES
+from sparq.paper.printed import TITLES, drop_improvement, score_improvement
 
 Data = Mapping[str, Any]
 Grid = tuple[list[str], list[list[str]]]
@@ -126,10 +128,8 @@ def _improvements(kept: Data) -> Grid:
         if row["attention"] == "vanilla" or ordinary is None:
             continue
         ours, measured = _beside(kept, row), row["measured"]
-        drops = (ours["recomputed_drop"], ordinary["recomputed_drop"])
-        of_drops = None if None in drops or drops[1] <= 0 else 100 * (1 - drops[0] / drops[1])
-        names = list(_SCORES.values())[:4]
-        of_scores = 25 * sum(1 - ours[name] / ordinary[name] for name in names)
+        of_drops = drop_improvement(ours["recomputed_drop"], ordinary["recomputed_drop"])
+        of_scores = score_improvement(*(Scores(**{name: one[name] for name in SCORES}) for one in (ours, ordinary)))
         rows.append([
             row["sink"], row["setting"], row["bits"],
             *(_number(measured[name]) for name in ("improvement_of_drops", "improvement_of_scores")),

@@ -157,12 +157,26 @@ def improvements(rows: list[Printed]) -> list[Improvement]:
         other = vanilla.get(dataclasses.replace(row.setting, attention="vanilla"))
         if row.setting.attention != "sparq" or other is None:
             continue
-        if row.recomputed is None or other.recomputed is None:
-            continue
-        ours, theirs = dataclasses.astuple(row.scores), dataclasses.astuple(other.scores)
-        better = math.fsum(1 - a / b for a, b in zip(ours, theirs, strict=True)) / len(ours)
-        found.append(Improvement(row.setting, 100 * (1 - row.recomputed / other.recomputed), 100 * better))
+        of_drops = drop_improvement(row.recomputed, other.recomputed)
+        of_scores = score_improvement(row.scores, other.scores)
+        if of_drops is not None and of_scores is not None:
+            found.append(Improvement(row.setting, of_drops, of_scores))
     return found
+
+
+def drop_improvement(ours: float | None, theirs: float | None) -> float | None:
+    """How much smaller a drop is than another, in percent of it; None where one is missing or theirs is not above 0."""
+    if ours is None or theirs is None or theirs <= 0:
+        return None
+    return 100 * (1 - ours / theirs)
+
+
+def score_improvement(ours: Scores, theirs: Scores) -> float | None:
+    """How much lower scores are than others, in percent, mean over the four; None where one of theirs is 0."""
+    pairs = list(zip(dataclasses.astuple(ours), dataclasses.astuple(theirs), strict=True))
+    if any(their <= 0 for _, their in pairs):
+        return None
+    return 100 * math.fsum(1 - our / their for our, their in pairs) / len(pairs)
 
 
 def _check(name: str) -> None:

@@ -17,7 +17,7 @@ from sparq.making import SPEECHLM, Watcher
 from sparq.paper.adapter_share import table_11
 from sparq.paper.comparison import Value, as_data, compare
 from sparq.paper.epoch_time import epoch_times
-from sparq.paper.experiment import Engine, Job, in_turn, measure, open_run
+from sparq.paper.experiment import Engine, Job, adapt, in_turn, measure, open_run
 from sparq.paper.figures import OutlierBar, save_outlier_bars
 from sparq.paper.grid import BY_ACCURACY, READINGS, SCORED, Cell, lines
 from sparq.paper.heatmaps import draw_heatmaps
@@ -136,7 +136,7 @@ def _outliers(table: str, order: Order) -> dict[str, Any]:
 def _heads(table: str, order: Order) -> dict[str, Any]:
     """Figure 4 shows models fine-tuned by LoRA; every sink of ours reads the first held-out sentence."""
     cells = [Cell(sink, Adaptation("lora")) for sink in _COMPARED]
-    order.do([Job(order.scale, cell, 0, order.overrides, "adapted") for cell in cells])
+    adapt(order.scale, cells, 1, order.overrides, order.do)
     run = open_run(order.scale, cells[0], 0, order.overrides, order.watcher)
     models = {cell.sink: SpeechLM.load(run.folder / run.name(cell.sink) / SPEECHLM) for cell in cells}
     sample = run.corpus.utterances("held_out")[0]
