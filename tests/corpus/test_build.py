@@ -17,7 +17,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from sparq.artifacts import ArtifactMismatchError
-from sparq.config import CorpusConfig, EncoderConfig, SourceConfig, UnitsConfig
+from sparq.config import AugmentationConfig, CorpusConfig, EncoderConfig, SourceConfig, UnitsConfig
+from sparq.corpus import shard
 from sparq.corpus.build import build_corpus, corpus_stage
 from sparq.corpus.codebook import load_codebook, load_extractor
 from sparq.corpus.corpus import Corpus
@@ -26,6 +27,7 @@ from sparq.corpus.shard import SCHEMA, build_shard
 from sparq.errors import UserError
 from sparq.schema import dump
 from sparq.speech.audio import save_audio
+from sparq.speech.augmentation import disturb
 from sparq.speech.voices import load_voice
 from sparq.stages import run_stage
 
@@ -38,6 +40,7 @@ CHILD = """
 import json, sys
 from pathlib import Path
 from sparq.config import CorpusConfig
+from sparq.corpus import shard
 from sparq.corpus.build import build_corpus
 from sparq.schema import parse
 
@@ -105,6 +108,30 @@ def test_units_and_words_are_those_of_the_voice_and_the_encoder(config, corpus):
         frames = np.stack([utterance.starts, utterance.ends], axis=1)
         # Half a frame of 24 ms, but for a word that ends behind the last frame.
         np.testing.assert_allclose(np.minimum(seconds, len(utterance.units) * 0.024), frames * 0.024, atol=0.0121)
+
+
+def test_copies_are_said_once_and_disturbed_each_in_its_way(config, corpus, monkeypatch):
+    rough = AugmentationConfig(share=1, rates=(0.8, 1.2), noise=1, noises=("babble",), room=0.5, telephone=0.5)
+    source = dataclasses.replace(config.sources[0], phrases=0, held_out=0, keep_audio=0, copies=3, augmentation=rough)
+    items = plan_corpus(dataclasses.replace(config, sources=(source,))).items[:6]
+    voice, told = load_voice("hibari"), []
+    monkeypatch.setattr(voice, "_speak", lambda *given, speak=voice._speak: told.append(given[0]) or speak(*given))
+    monkeypatch.setattr(shard, "_voice", lambda name: voice)
+    rows = build_shard(items, corpus.codebook).to_pylist()
+    assert told == [items[0].text, items[3].text]
+    assert [row["text"] for row in rows] == [items[0].text] * 3 + [items[3].text] * 3
+    extractor = load_extractor(corpus.codebook)
+    for item, row in zip(items, rows, strict=True):
+        said = voice.speak(item.text, item.speed, item.seed)
+        other = next(i for i in items if i.text != item.text)
+        others = [voice.speak(other.text, other.speed, other.seed).waveform] * 3
+        heard = disturb(said.waveform, item.disturbance, others)
+        assert row["seconds"] == len(heard) / 16000
+        np.testing.assert_array_equal(row["units"], extractor.extract([heard])[0])
+        if said.words:
+            starts = [word.start / item.disturbance.rate / 0.024 for word in said.words]
+            np.testing.assert_allclose(row["word_starts"], np.minimum(starts, len(row["units"])), atol=0.51)
+    assert len({tuple(row["units"]) for row in rows}) == 6
 
 
 def test_a_number_that_is_read_as_several_words_has_no_word_times(corpus):

@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparq.config import CorpusConfig, SourceConfig
+from sparq.config import AugmentationConfig, CorpusConfig, SourceConfig
 from sparq.corpus.plan import LONGEST_PHRASE, plan_corpus
 from sparq.errors import UserError
 from sparq.language.writing import normalise_text
+from sparq.speech.voices import members
 
 WORDS = ["yes", "no", "the", "old", "house", "stood", "empty", "on", "a", "hill"]
 
@@ -147,9 +148,69 @@ def test_text_without_words_or_with_unit_characters_is_left_out(tmp_path):
     ("settings", "message"),
     [
         ({"kind": "audio", "phrases": 3}, "phrases: 3 .expected 0 for audio"),
+        ({"kind": "audio", "renderings": 2}, "renderings: 2 .expected 1 for audio"),
+        ({"kind": "text", "voices": ()}, "voices: .. .expected at least one voice"),
+        ({"kind": "text", "disturbed": True}, "disturbed: true .expected only where something is held out"),
         ({"kind": "text", "held_out": 9, "limit": 5}, "held_out: 9 .expected at most the limit, which is 5"),
     ],
 )
 def test_settings_that_contradict_each_other(settings, message):
     with pytest.raises(UserError, match=message):
         SourceConfig(path="x", **settings)
+
+
+ROUGH = AugmentationConfig(share=0.5, rates=(0.9, 1.1), noise=0.5)
+
+
+def test_voices_renderings_and_copies(two):
+    source = text(
+        two[0], voices=("hibari", "kokoro"), renderings=2, copies=3, augmentation=ROUGH, held_out=9, keep_audio=5
+    )
+    items = plan_corpus(CorpusConfig(sources=(source,))).items
+    train = [item for item in items if item.split == "train"]
+    assert len(train) == (240 - 9) * 6
+    assert len({item.id for item in items}) == len(items)
+    assert len(members("kokoro")) / 2 < len({item.voice for item in train}) <= 29
+    assert sum(item.voice == "hibari" for item in train) / len(train) == pytest.approx(0.5, abs=0.1)
+    assert all(item.speaker == item.voice for item in items)
+    for i in range(0, 60, 6):  # the six of a sentence stand together, three in one voice
+        six = train[i : i + 6]
+        assert len({item.text for item in six}) == 1
+        said = [(item.voice, item.speed, item.seed) for item in six]
+        assert len(set(said[:3])) == len(set(said[3:])) == 1
+        assert len({item.seed for item in six}) == 2
+        drawn = [item.disturbance for item in six if item.disturbance]
+        assert len(set(drawn)) == len(drawn)
+    assert sum(item.disturbance is None for item in train) / len(train) == pytest.approx(0.5, abs=0.05)
+    kept = [item for item in items if item.keep_audio]
+    assert len(kept) == 5
+    assert not any(item.disturbance for item in kept)
+    held = [item for item in items if item.split == "held_out"]
+    assert len(held) == 9
+    assert not any(item.disturbance for item in held)
+
+
+def test_what_is_held_out_may_be_there_disturbed_too(two):
+    source = text(two[0], held_out=10, phrases=20, augmentation=ROUGH, disturbed=True)
+    items = plan_corpus(CorpusConfig(sources=(source,))).items
+    held = [item for item in items if item.split == "held_out"]
+    assert all(bool(item.disturbance) is (item.source == "big/disturbed") for item in held)
+    clean, rough = ([i for i in held if i.source == source] for source in ("big", "big/disturbed"))
+    assert len(rough) == 10
+    assert [(i.text, i.voice, i.seed) for i in clean] == [(i.text, i.voice, i.seed) for i in rough]
+    assert len({item.id for item in items}) == len(items)
+
+
+def test_copies_of_recordings(tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.wav").write_bytes(b"")
+        (tmp_path / f"{name}.txt").write_text(f"Number {name}.")
+    source = SourceConfig(kind="audio", path=str(tmp_path), copies=3, augmentation=ROUGH, name="real")
+    items = plan_corpus(CorpusConfig(sources=(source,))).items
+    assert sorted(item.id for item in items) == sorted(f"real/{n}{c}" for n in ("one", "two") for c in ("", "#2", "#3"))
+    assert {item.voice for item in items} == {None}
+
+
+def test_a_voice_that_is_not_known(two):
+    with pytest.raises(UserError, match="robot: no such voice"):
+        plan_corpus(CorpusConfig(sources=(text(two[0], voices=("robot",)),)))

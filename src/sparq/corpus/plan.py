@@ -1,4 +1,4 @@
-"""What a corpus will hold, decided before anything is voiced or read: sentences, phrases, speeds, the held-out part.
+"""What a corpus will hold, decided before anything is voiced or read: who says what, disturbed how, held out or not.
 
 A sentence that is held out in any source is trained on in none, whoever says it. Every choice follows from the seed
 and the names alone, so the same settings and files always give the same plan.
@@ -21,6 +21,8 @@ from sparq.config import CorpusConfig, SourceConfig
 from sparq.corpus.readers import Recording, read_corpus
 from sparq.errors import UserError
 from sparq.language.writing import normalise_text
+from sparq.speech.augmentation import Disturbance, draw_disturbance
+from sparq.speech.voices import members
 
 LONGEST_PHRASE = 5  # words
 LARGEST_SHARD, SMALLEST_SHARD = 128, 8  # utterances
@@ -46,6 +48,7 @@ class Item:
         speed: the teacher's.
         seed: of the noise in the teacher's voice.
         keep_audio: whether the corpus keeps the waveform.
+        disturbance: what happens to the waveform, or None.
     """
 
     id: str
@@ -58,6 +61,7 @@ class Item:
     speed: float = 1.0
     seed: int = 0
     keep_audio: bool = False
+    disturbance: Disturbance | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,10 +84,15 @@ class Plan:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Hash of all items; a recording counts by its path and size."""
-        names = [field.name for field in dataclasses.fields(Item) if field.name != "audio"]
+        """Hash of all items; a recording counts by its path and size, a disturbance where there is one."""
+        apart = ("audio", "disturbance")
+        names = [field.name for field in dataclasses.fields(Item) if field.name not in apart]
         rows = [
-            [*(getattr(item, name) for name in names), item.audio and [str(item.audio), item.audio.stat().st_size]]
+            [
+                *(getattr(item, name) for name in names),
+                item.audio and [str(item.audio), item.audio.stat().st_size],
+                *(dataclasses.astuple(item.disturbance) if item.disturbance else ()),
+            ]
             for item in self.items
         ]
         return fingerprint(rows)
@@ -119,7 +128,7 @@ def plan_corpus(config: CorpusConfig) -> Plan:
     ]
     forbidden = {_key(sentence.text) for sentence in kept}
 
-    groups: list[list[Item]] = []
+    groups: list[list[tuple[Item, ...]]] = []
     for source, name, (chosen, others), phrases in zip(config.sources, names, choices, held_phrases, strict=True):
         free = [sentence for sentence in others if _key(sentence.text) not in forbidden]
         left_out["held out"] += len(others) - len(free)
@@ -128,10 +137,10 @@ def plan_corpus(config: CorpusConfig) -> Plan:
         training = free[:room]
         cut = _cut_phrases(training, source.phrases, _random(config, f"{name}/phrases"), forbidden)
         groups += [
-            _items(config, source, name, "train", training, source.keep_audio),
-            _items(config, source, f"{name}/phrases", "train", cut),
-            _items(config, source, name, "held_out", chosen),
-            _items(config, source, f"{name}/phrases", "held_out", phrases),
+            _training(config, source, name, training, source.keep_audio),
+            _training(config, source, f"{name}/phrases", cut),
+            _held_out(config, source, name, chosen, twice=source.disturbed),
+            _held_out(config, source, f"{name}/phrases", phrases),
         ]
     items = _mix(groups)
     used = items[: config.limit]
@@ -209,31 +218,60 @@ def _cut_phrases(
     return phrases
 
 
-def _items(
-    config: CorpusConfig,
-    source: SourceConfig,
-    name: str,
-    split: Split,
-    sentences: Sequence[Recording],
-    keep_audio: int = 0,
-) -> list[Item]:
-    items = []
+def _training(
+    config: CorpusConfig, source: SourceConfig, name: str, sentences: Sequence[Recording], keep_audio: int = 0
+) -> list[tuple[Item, ...]]:
+    """Plan the utterances of each sentence: its renderings, and copies of each that are disturbed anew."""
+    planned = []
     for i, sentence in enumerate(sentences):
-        item = Item(
-            f"{name}/{sentence.id}", name, split, sentence.text, sentence.speaker, keep_audio=i < keep_audio
-        )  # fmt: skip
-        if source.kind == "audio":
-            items.append(dataclasses.replace(item, audio=sentence.audio))
-        else:
-            seed = int.from_bytes(hashlib.sha256(f"{config.seed}/{item.id}".encode()).digest()[:4], "little")
-            speed = _random(config, f"{item.id}/speed").choice(source.speeds)
-            items.append(
-                dataclasses.replace(item, speaker=source.voice, voice=source.voice, speed=speed, seed=seed)
-            )  # fmt: skip
-    return items
+        utterances: list[Item] = []
+        for rendering in range(source.renderings):
+            said = _item(config, source, name, "train", sentence, f"~{rendering + 1}" if rendering else "")
+            for copy in range(source.copies):
+                item = dataclasses.replace(said, id=f"{said.id}#{copy + 1}" if copy else said.id)
+                kept = i < keep_audio and not utterances
+                utterances.append(
+                    dataclasses.replace(item, keep_audio=True) if kept else _disturbed(config, source, item)
+                )
+        planned.append(tuple(utterances))
+    return planned
 
 
-def _mix(groups: Sequence[Sequence[Item]]) -> list[Item]:
-    """Interleave groups, each spread evenly over the whole, so that any beginning has a share of every group."""
-    placed = [(i / len(group), which, item) for which, group in enumerate(groups) for i, item in enumerate(group)]
-    return [item for _, _, item in sorted(placed, key=lambda place: place[:2])]
+def _held_out(
+    config: CorpusConfig, source: SourceConfig, name: str, sentences: Sequence[Recording], *, twice: bool = False
+) -> list[tuple[Item, ...]]:
+    """Plan sentences as they are and, if that is asked for, a second time as another source, all of them disturbed."""
+    planned: list[tuple[Item, ...]] = []
+    always = dataclasses.replace(source, augmentation=dataclasses.replace(source.augmentation, share=1.0))
+    for sentence in sentences:
+        item = _item(config, source, name, "held_out", sentence)
+        again = dataclasses.replace(item, id=f"{name}/disturbed/{sentence.id}", source=f"{name}/disturbed")
+        planned.append((item, _disturbed(config, always, again)) if twice else (item,))
+    return planned
+
+
+def _item(
+    config: CorpusConfig, source: SourceConfig, name: str, split: Split, sentence: Recording, rendering: str = ""
+) -> Item:
+    item = Item(f"{name}/{sentence.id}{rendering}", name, split, sentence.text, sentence.speaker)
+    if source.kind == "audio":
+        return dataclasses.replace(item, audio=sentence.audio)
+    seed = int.from_bytes(hashlib.sha256(f"{config.seed}/{item.id}".encode()).digest()[:4], "little")
+    speed = _random(config, f"{item.id}/speed").choice(source.speeds)
+    chance = _random(config, f"{item.id}/voice")
+    voice = chance.choice(members(chance.choice(source.voices)))
+    return dataclasses.replace(item, speaker=voice, voice=voice, speed=speed, seed=seed)
+
+
+def _disturbed(config: CorpusConfig, source: SourceConfig, item: Item) -> Item:
+    chance = _random(config, f"{item.id}/disturbance")
+    return dataclasses.replace(item, disturbance=draw_disturbance(source.augmentation, chance))
+
+
+def _mix(groups: Sequence[Sequence[tuple[Item, ...]]]) -> list[Item]:
+    """Interleave groups, each spread evenly over the whole, so that any beginning has a share of every group.
+
+    What a group has together stays together: the utterances of one sentence, whose waveform is then made once.
+    """
+    placed = [(i / len(group), which, items) for which, group in enumerate(groups) for i, items in enumerate(group)]
+    return [item for _, _, items in sorted(placed, key=lambda place: place[:2]) for item in items]

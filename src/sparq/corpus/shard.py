@@ -6,6 +6,7 @@ has loaded once. The same items and codebook give the same table, whoever comput
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import io
 import json
@@ -18,9 +19,11 @@ import soundfile
 from sparq.corpus.plan import Item
 from sparq.errors import UserError
 from sparq.speech.audio import RATE, load_audio
+from sparq.speech.augmentation import disturb
 from sparq.speech.encoder import Encoder, load_encoder
 from sparq.speech.units import Codebook, UnitExtractor
-from sparq.speech.voices import Voice, Word, load_voice
+from sparq.speech.voice import Voice, Word
+from sparq.speech.voices import load_voice
 
 SCHEMA = pa.schema(
     [
@@ -101,20 +104,42 @@ _Spoken = tuple[Item, np.ndarray, Sequence[Word] | None]
 def _speak(items: Sequence[Item], encoder: Encoder, skipped: list[tuple[str, str]]) -> Iterator[list[_Spoken]]:
     """Yield batches of items with their waveforms; those that cannot be used are added to ``skipped``."""
     for i in range(0, len(items), _TOGETHER):
-        batch: list[_Spoken] = []
+        said: list[_Spoken] = []
         for item in items[i : i + _TOGETHER]:
+            if said and _same_speech(item, said[-1][0]):
+                said.append((item, *said[-1][1:]))
+                continue
             voice = None if item.voice is None else _voice(item.voice)  # a missing package is no reason to skip
             try:
-                waveform, words = _waveform(item, voice)
+                said.append((item, *_waveform(item, voice)))
             except UserError as error:
                 skipped.append((item.id, str(error)))
-                continue
+        batch = []
+        for item, waveform, words in _disturbed(said):
             if encoder.frames(len(waveform)):
                 batch.append((item, waveform, words))
             else:
                 skipped.append((item.id, f"too short ({len(waveform) / RATE:.3f} s)"))
         if batch:
             yield batch
+
+
+def _same_speech(a: Item, b: Item) -> bool:
+    return (a.audio, a.voice, a.text, a.speed, a.seed) == (b.audio, b.voice, b.text, b.speed, b.seed)
+
+
+def _disturbed(said: Sequence[_Spoken]) -> Iterator[_Spoken]:
+    """Disturb the utterances of a batch; babble is made of those in it that say something else."""
+    for item, waveform, words in said:
+        if item.disturbance is None:
+            yield item, waveform, words
+            continue
+        rate = item.disturbance.rate
+        others = (
+            [other for its, other, _ in said if its.text != item.text] if item.disturbance.noise == "babble" else []
+        )
+        moved = words and [dataclasses.replace(word, start=word.start / rate, end=word.end / rate) for word in words]
+        yield item, disturb(waveform, item.disturbance, others), moved
 
 
 def _waveform(item: Item, voice: Voice | None) -> tuple[np.ndarray, Sequence[Word] | None]:
