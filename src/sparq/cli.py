@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from sparq import bench_commands, commands, outlier_commands, paper_commands
+from sparq import bench_commands, commands, outlier_commands, paper_commands, voice_commands
 from sparq.config import QUANTIZATION_METHODS, QUANTIZATION_ROUNDINGS, SINKS
 from sparq.errors import SparqError
 
@@ -209,6 +209,15 @@ def _add_data(made: Any) -> None:
     command.add_argument("--codebook", help="a ready codebook: a folder, or 'codebook' for the one that ships")
     command.add_argument("--processes", type=_positive, default=2)
     command.add_argument("--set", dest="settings", action="append", default=[], metavar="KEY=VALUE")
+
+    text = "List the voices that read text out, with what each lacks, or hear them"
+    command = _add(made, "voices", voice_commands.voices, text)
+    command.add_argument(
+        "names", nargs="*", metavar="VOICE", help="these alone; 'kokoro' and 'flite' are all of theirs"
+    )
+    command.add_argument("--say", metavar="TEXT", help="have the voices read this (default voice: hibari)")
+    command.add_argument("--speed", type=float, default=1.0, help="of reading (default 1)")
+    command.add_argument("-o", "--output", help="the folder that what they say goes to")
 
     command = _add(made, "units", commands.units, "Print the units of audio files ('-' for standard input)")
     command.add_argument("files", nargs="+", metavar="FILE")
