@@ -25,7 +25,7 @@ from sparq.speech.voices import load_voice, voice_names
 
 
 def cpu_seconds() -> float:
-    """Processor seconds of this process, and of those that it has started."""
+    """Processor seconds of this process and of those it started; of those that have ended, the user's alone."""
     process = psutil.Process()
     times = [one.cpu_times() for one in (process, *process.children(recursive=True))]
     return sum(t.user + t.system for t in times) + process.cpu_times().children_user

@@ -2,7 +2,7 @@
 
 Everything that stands for finished work is a file written whole: features of the utterances that the codebook is
 fitted on, the codebook, each shard. A second start makes only what is missing. What comes out is the same for any
-number of processes, byte for byte.
+number of processes, byte for byte (but for Piper's voices, which draw noise of their own).
 """
 
 from __future__ import annotations

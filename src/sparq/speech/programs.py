@@ -14,6 +14,7 @@ import sys
 import tempfile
 import threading
 import time
+import unicodedata
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -38,6 +39,15 @@ class _Program:
 
     install: str
     command: Callable[[str, Path, float], list[str]]
+
+
+_TYPEWRITTEN = str.maketrans({"‘": "'", "’": "'", "“": '"', "”": '"', "–": " - ", "—": " - ", "…": "..."})
+
+
+def _ascii(text: str) -> str:
+    """Write a text on one line in ASCII, which is all that flite knows: without accents, with straight quotes."""
+    plain = unicodedata.normalize("NFKD", " ".join(text.translate(_TYPEWRITTEN).split()))
+    return plain.encode("ascii", "ignore").decode()
 
 
 def _flite(voice: str) -> _Program:
@@ -93,7 +103,7 @@ class ProgramVoice(Voice):
     def _speak(self, text: str, speed: float, seed: int) -> Utterance:
         with tempfile.TemporaryDirectory() as folder:
             wav = Path(folder) / "speech.wav"
-            command = self._program.command(" ".join(text.split()), wav, speed)
+            command = self._program.command(_ascii(text), wav, speed)
             try:
                 run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_SECONDS)
             except subprocess.TimeoutExpired as error:
