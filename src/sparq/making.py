@@ -30,6 +30,7 @@ from sparq.language.tasks import TASKS
 from sparq.language.vocabulary import Vocabulary
 from sparq.quantization import BlockReport, QuantizationConfig, quantize
 from sparq.quantization.blocks import architecture
+from sparq.speech.speaker import load_speaker_encoder
 from sparq.speech.vocoder import VocoderConfig
 from sparq.speech.vocoder_training import VocoderTraining, train_vocoder
 from sparq.stages import Stage, StageEvent, run_stage
@@ -189,12 +190,15 @@ def make_vocoder(config: VocoderTrainingConfig, corpus: Corpus, folder: Path) ->
         UserError: the corpus kept no audio.
     """
     changes: dict[str, Any] = {k: v for k, v in (("steps", config.steps), ("batch", config.batch)) if v is not None}
+    encoder = None if config.speaker_encoder is None else load_speaker_encoder(config.speaker_encoder)
+    speaker_dim = 0 if encoder is None else encoder.dimension
     vocoder = train_vocoder(
         corpus.recordings(),
         folder / TRAINING,
         corpus.codebook.fingerprint,
-        VocoderConfig.preset(config.preset, units=corpus.codebook.size),
+        VocoderConfig.preset(config.preset, units=corpus.codebook.size, speaker_dim=speaker_dim),
         dataclasses.replace(VocoderTraining.preset(config.preset), seed=config.seed, **changes),
+        encoder=encoder,
     )
     vocoder.save(folder)
 

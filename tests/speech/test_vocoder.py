@@ -12,9 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
+from sparq.artifacts import read_manifest
+from sparq.assets import shipped
 from sparq.errors import UserError
 from sparq.speech.duration import DurationPredictor, fit_durations
 from sparq.speech.generator import UnitGenerator, VocoderConfig, fuse_weight_norm
+from sparq.speech.speaker_table import SpeakerTable
 from sparq.speech.vocoder import Vocoder
 
 TINY = {
@@ -81,16 +84,18 @@ def test_padding_changes_nothing(name):
     torch.testing.assert_close(together[1:, : 4 * hop], short, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("speaker_dim", [0, 3])
 @pytest.mark.parametrize("name", ["paper", "small"])
-def test_gradients_reach_every_parameter(name):
-    generator = tiny(name)
+def test_gradients_reach_every_parameter(name, speaker_dim):
+    generator = tiny(name, speaker_dim=speaker_dim)
     units = torch.randint(0, 200, (1, 6))
+    speaker = torch.randn(1, speaker_dim) if speaker_dim else None
     if generator.config.filter_size:
         frames = 6 * 384 * 4 // generator.config.filter_size
-        wave, log_pitch = generator.forced(units, torch.full((1, frames), 180.0), torch.ones(1, frames).bool())
+        wave, log_pitch = generator.forced(units, torch.full((1, frames), 180.0), torch.ones(1, frames).bool(), speaker)
         (wave.square().sum() + log_pitch.sum()).backward()
     else:
-        generator(units).square().sum().backward()
+        generator(units, speaker=speaker).square().sum().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in generator.parameters())
 
 
@@ -132,9 +137,14 @@ def test_the_hifigan_path_equals_a_second_writing_of_it():
     torch.testing.assert_close(generator(units), wave, rtol=1e-10, atol=1e-12)
 
 
-def test_a_speaker_changes_the_voice_and_is_needed():
-    generator = tiny("small", speaker_dim=4)
+@pytest.mark.parametrize("name", ["paper", "small"])
+def test_a_speaker_changes_the_voice_and_is_needed(name):
+    generator = tiny(name, speaker_dim=4)
     units = torch.randint(0, 200, (1, 5))
+    one, other = (generator(units, speaker=torch.full((1, 4), value)) for value in (0.0, 1.0))
+    torch.testing.assert_close(one, other)  # before any training all speak alike
+    for film in generator.films:
+        film.weight.data.normal_(0, 0.1)
     one, other = (generator(units, speaker=torch.full((1, 4), value)) for value in (0.0, 1.0))
     assert not torch.allclose(one, other)
     with pytest.raises(UserError, match="speaker_dim=4"):
@@ -207,6 +217,76 @@ def test_a_saved_vocoder_speaks_the_same(vocoder, tmp_path):
     np.testing.assert_allclose(
         vocoder.synthesize(units, merged=False)[0], again.synthesize(units, merged=False)[0], atol=0.02
     )
+
+
+@pytest.fixture(scope="module")
+def many() -> Vocoder:
+    generator, durations = tiny("small", speaker_dim=6), DurationPredictor(200, speaker_dim=6)
+    for layer in (*generator.films, durations.speaker):
+        layer.weight.data.normal_(0, 0.1)
+    table = SpeakerTable(("ann", "bob"), np.eye(2, 6, dtype=np.float32), "bob", "resemblyzer", "f00d")
+    return Vocoder(generator, durations, "c0debook", table)
+
+
+def test_voices_are_saved_with_the_folder(many, tmp_path):
+    many.save(tmp_path / "many")
+    again = Vocoder.load(tmp_path / "many")
+    assert again.voices.names == ("ann", "bob")
+    assert (again.voices.default, again.voices.encoder_name, again.voices.encoder) == ("bob", "resemblyzer", "f00d")
+    np.testing.assert_array_equal(again.embedding("ann"), many.embedding("ann"))
+    units, merged = [[3, 1, 4, 1, 5, 9, 2, 6]], False
+    by_ann, by_bob, unasked = (
+        again.synthesize(units, merged=merged, speaker=again.embedding(voice))[0] for voice in ("ann", "bob", None)
+    )
+    np.testing.assert_array_equal(by_bob, unasked)
+    assert np.abs(by_ann - by_bob).max() > 1e-3
+    np.testing.assert_allclose(
+        by_ann, many.synthesize(units, merged=merged, speaker=many.embedding("ann"))[0], atol=0.02
+    )
+    manifest = json.loads((tmp_path / "many" / "sparq.json").read_text())
+    assert manifest["inputs"] == {"codebook": "c0debook", "speaker_encoder": "f00d"}
+
+
+@pytest.mark.parametrize("merged", [True, False])
+def test_every_sequence_of_a_batch_has_its_own_voice(many, merged):
+    random = np.random.default_rng(0)
+    sequences = [random.integers(0, 200, size) for size in (9, 2, 6, 13, 6)]
+    voices = np.stack([many.embedding(voice) for voice in ("ann", "bob", "ann", "ann", "bob")])
+    at_once = many.synthesize(sequences, merged=merged, speaker=voices, batch=2)
+    for sequence, voice, wave in zip(sequences, voices, at_once, strict=True):
+        alone = many.synthesize([sequence], merged=merged, speaker=voice)[0]
+        np.testing.assert_allclose(wave, alone, atol=1e-5)
+
+
+def test_a_voice_goes_with_a_vocoder_of_many_alone(many, vocoder):
+    assert vocoder.embedding() is None
+    with pytest.raises(UserError, match="speaks with one voice alone"):
+        vocoder.embedding("ann")
+    with pytest.raises(UserError, match=r"speaker: shape \[6\]"):
+        vocoder.synthesize([[1]], merged=False, speaker=np.ones(6))
+    with pytest.raises(UserError, match=r"speaker: shape \[2, 6\]"):
+        many.synthesize([[1]], merged=False, speaker=np.ones((2, 6)))
+    with pytest.raises(UserError, match="speaker_dim=6, but its voices have 0"):
+        Vocoder(tiny("small", speaker_dim=6), DurationPredictor(200, speaker_dim=6), "c0debook")
+
+
+def test_a_vocoder_of_one_voice_speaks_as_it_always_has():
+    """Golden numbers from before there were streaming and voices: what was trained then sounds the same."""
+    torch.manual_seed(0)
+    generator = UnitGenerator(TINY["small"])
+    for parameter in generator.parameters():
+        parameter.data.mul_(0.9)
+    with torch.no_grad():
+        wave = generator(torch.arange(0, 200, 9)[None])[0]
+    golden = [0.0146506, 0.0094024, -0.0228002, -0.002867, 0.00393, -0.0040217, -0.0046732, 0.0023946]
+    torch.testing.assert_close(wave[4000:4008], torch.tensor(golden), rtol=1e-3, atol=1e-5)
+    assert wave.square().mean().sqrt().item() == pytest.approx(0.0157814, rel=1e-3)
+
+
+def test_what_ships_is_saved_again_with_its_fingerprint(tmp_path):
+    Vocoder.load(shipped("vocoder")).save(tmp_path / "again")
+    both = [read_manifest(folder, "vocoder").fingerprint for folder in (tmp_path / "again", shipped("vocoder"))]
+    assert both[0] == both[1]
 
 
 def test_a_damaged_folder_is_named(vocoder, tmp_path):

@@ -23,6 +23,7 @@ from sparq.speech.discriminators import (
 from sparq.speech.generator import VocoderConfig
 from sparq.speech.mel import LogMel, MelLoss
 from sparq.speech.pitch import measure_pitch, pulse_train
+from sparq.speech.speaker import SpeakerEncoder
 from sparq.speech.vocoder_training import Recording, VocoderTrainer, VocoderTraining, train_vocoder
 
 HOP = 64
@@ -189,6 +190,88 @@ def test_training_learns_the_sounds_of_the_units(recordings, tmp_path):
     assert pitch[1, inner].median().item() == pytest.approx(250, rel=0.1)
     assert voiced[:2, inner].all()
     assert middle[3].std() < 0.5 * middle[:3].std(dim=1).min()
+
+
+class ByPitch(SpeakerEncoder):
+    """Tells speakers apart by the pitch of their recording alone."""
+
+    name, dimension, fingerprint = "by-pitch", 2, "f00d"
+
+    def __init__(self):
+        self.heard = 0
+
+    def _windows(self, waveform):
+        self.heard += 1
+        return [waveform]
+
+    def _forward(self, windows):
+        pitch, voiced = measure_pitch(torch.from_numpy(windows), 16000, HOP)
+        return np.stack([[1.0, 0.0] if p[v].mean() < 200 else [0.0, 1.0] for p, v in zip(pitch, voiced, strict=True)])
+
+
+@pytest.fixture(scope="module")
+def two_speakers() -> list[Recording]:
+    """The same units by two speakers, whose pitches are 130 and 260 Hz; the high one says little, and slowly."""
+    made = []
+    for index, (speaker, pitch, frames) in enumerate([("low", 130, 10), ("low", 130, 10), ("high", 260, 20)]):
+        random = np.random.default_rng(index)
+        units = np.repeat(np.arange(12) % 4, frames)
+        time = np.arange(len(units) * HOP) / 16000
+        tone = sum(np.sin(2 * np.pi * pitch * k * time) for k in range(1, 8)) * 0.05
+        noise = random.normal(size=len(time)) * 0.002
+        made.append(Recording((tone + noise).astype(np.float32), units, speaker))
+    return made
+
+
+MANY = dataclasses.replace(SMALL, speaker_dim=2)
+
+
+def test_one_vocoder_learns_two_voices(two_speakers, tmp_path):
+    training = dataclasses.replace(
+        TRAINING, steps=110, warmup_steps=1000, learning_rate=4e-3, checkpoint_steps=1000, duration_steps=60
+    )
+    vocoder = train_vocoder(two_speakers, tmp_path, "c0debook", MANY, training, encoder=ByPitch())
+    assert vocoder.voices.names == ("high", "low")
+    units = np.repeat([0, 1, 2, 3], 16)
+    for name, hertz, frames in (("low", 130, 10), ("high", 260, 20)):
+        speaker = vocoder.embedding(name)
+        wave = vocoder.synthesize([units], merged=False, speaker=speaker)[0]
+        pitch, voiced = measure_pitch(torch.from_numpy(wave)[None], 16000, HOP)
+        assert pitch[voiced].median().item() == pytest.approx(hertz, rel=0.1)
+        assert np.median(vocoder.durations([np.arange(12) % 4], speaker)[0]) == pytest.approx(frames, abs=4)
+
+
+def test_a_killed_run_of_many_voices_goes_on_and_does_not_embed_again(two_speakers, tmp_path):
+    whole = VocoderTrainer(two_speakers, MANY, TRAINING, tmp_path / "whole", encoder=ByPitch())
+    whole.run()
+    part = VocoderTrainer(two_speakers, MANY, TRAINING, tmp_path / "part", encoder=ByPitch())
+    part.train_step()
+    part.save_checkpoint()
+    encoder = ByPitch()
+    resumed = VocoderTrainer(two_speakers, MANY, TRAINING, tmp_path / "part", encoder=encoder)
+    assert (resumed.step, encoder.heard) == (1, 0)
+    resumed.run()
+    for module in ("generator", "durations"):
+        for name, value in getattr(whole, module).state_dict().items():
+            torch.testing.assert_close(getattr(resumed, module).state_dict()[name], value, rtol=0, atol=0)
+    with pytest.raises(UserError, match="is of 3 recordings, not 2"):
+        VocoderTrainer(two_speakers[:2], MANY, TRAINING, tmp_path / "part", encoder=encoder)
+
+
+def test_speakers_are_drawn_by_the_root_of_how_long_they_speak(two_speakers, tmp_path):
+    trainer = VocoderTrainer(two_speakers, MANY, TRAINING, tmp_path, encoder=ByPitch())
+    low, high = trainer._chance[:2].sum(), trainer._chance[2]
+    starts = [len(r.units) - TRAINING.segment + 1 for r in two_speakers]
+    assert low / high == pytest.approx(np.sqrt((starts[0] + starts[1]) / starts[2]))
+    units, waves, speaker = trainer.batch()
+    assert (units.shape, waves.shape, speaker.shape) == ((2, 64), (2, 64 * HOP), (2, 2))
+
+
+def test_speaker_encoder_and_configuration_must_fit(two_speakers, tmp_path):
+    with pytest.raises(UserError, match="speaker_dim=2, but there is no speaker encoder"):
+        VocoderTrainer(two_speakers, MANY, TRAINING, tmp_path)
+    with pytest.raises(UserError, match="speaker_dim=0, but by-pitch gives 2"):
+        VocoderTrainer(two_speakers, SMALL, TRAINING, tmp_path, encoder=ByPitch())
 
 
 def test_bad_data_and_other_checkpoints_are_refused(recordings, tmp_path):

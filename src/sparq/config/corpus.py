@@ -80,7 +80,8 @@ class SourceConfig:
             ``phrases``, one phrase of each of them too.
         held_out_from: "anywhere" in the source, or its "end", where published corpora have their development part.
         limit: how many sentences are used at most, those held out included; null for all.
-        keep_audio: how many training sentences keep their audio, which a vocoder is trained on.
+        keep_audio: how many training sentences keep their audio, which a vocoder is trained on; if any do, those held
+            out keep theirs too, which it is measured on.
     """
 
     kind: str = key(choices=("text", "audio"))

@@ -15,6 +15,8 @@ class VocoderTrainingConfig:
         name: a ready vocoder; null trains one.
         preset: "paper" (hop 320, for HuBERT), "paper-384" (the same for Moonshine's hop), or "small" (hop 384), which
             trains on a processor.
+        speaker_encoder: what tells voices apart, for a vocoder that speaks in all voices of the corpus and in those of
+            recordings it never heard: "resemblyzer", or a WavLM for x-vectors (folder or hub name); null for one voice.
         steps: optimizer steps; null for what the preset takes.
         batch: segments in a batch; null for what the preset takes.
         seed: of the segments and of new weights.
@@ -22,6 +24,7 @@ class VocoderTrainingConfig:
 
     name: str | None = None
     preset: str = key("paper-384", choices=("paper", "paper-384", "small"))
+    speaker_encoder: str | None = None
     steps: int | None = key(None, minimum=1)
     batch: int | None = key(None, minimum=1)
     seed: int = key(0, minimum=0)

@@ -120,8 +120,10 @@ class Corpus:
             for text, units, starts, ends in zip(part["text"].to_pylist(), *columns, strict=True)
         ]
 
-    def recordings(self, sources: Iterable[str] | None = None) -> list[Recording]:
-        """Give the training utterances whose audio was kept, to train a vocoder on.
+    def recordings(self, sources: Iterable[str] | None = None, split: Split = "train") -> list[Recording]:
+        """Give the utterances whose audio was kept, to train or to measure a vocoder on.
+
+        Where nobody knows who speaks, all of a source count as one speaker, named after it.
 
         Raises:
             UserError: there is no such source, or no audio was kept.
@@ -130,13 +132,14 @@ class Corpus:
 
         found = []
         for path in shard_paths(self.folder, int(self.manifest.settings["shards"])):
-            shard = _read(path, ["source", "split", "units", "audio"])
-            part = shard.filter(pc.and_(self._which(shard, "train", sources), pc.is_valid(shard["audio"])))
-            for audio, units in zip(part["audio"].to_pylist(), _arrays(part["units"]), strict=True):
+            shard = _read(path, ["source", "split", "text", "speaker", "units", "audio"])
+            part = shard.filter(pc.and_(self._which(shard, split, sources), pc.is_valid(shard["audio"])))
+            columns = [part[name].to_pylist() for name in ("audio", "text", "speaker", "source")]
+            for audio, text, speaker, source, units in zip(*columns, _arrays(part["units"]), strict=True):
                 assert units is not None
-                found.append(Recording(load_audio(io.BytesIO(audio)), units))
+                found.append(Recording(load_audio(io.BytesIO(audio)), units, speaker or source, text))
         if not found:
-            raise UserError(f"{self.folder}: no audio was kept in it (build it with keep_audio)")
+            raise UserError(f"{self.folder}: no audio was kept of its part {split} (build it with keep_audio)")
         return found
 
     def _which(self, table: pa.Table, split: str, sources: Iterable[str] | None) -> pa.Array:

@@ -139,7 +139,7 @@ def plan_corpus(config: CorpusConfig) -> Plan:
         groups += [
             _training(config, source, name, training, source.keep_audio),
             _training(config, source, f"{name}/phrases", cut),
-            _held_out(config, source, name, chosen, twice=source.disturbed),
+            _held_out(config, source, name, chosen, keep_audio=source.keep_audio > 0, twice=source.disturbed),
             _held_out(config, source, f"{name}/phrases", phrases),
         ]
     items = _mix(groups)
@@ -238,7 +238,13 @@ def _training(
 
 
 def _held_out(
-    config: CorpusConfig, source: SourceConfig, name: str, sentences: Sequence[Recording], *, twice: bool = False
+    config: CorpusConfig,
+    source: SourceConfig,
+    name: str,
+    sentences: Sequence[Recording],
+    *,
+    keep_audio: bool = False,
+    twice: bool = False,
 ) -> list[tuple[Item, ...]]:
     """Plan sentences as they are and, if that is asked for, a second time as another source, all of them disturbed."""
     planned: list[tuple[Item, ...]] = []
@@ -246,6 +252,7 @@ def _held_out(
     for sentence in sentences:
         item = _item(config, source, name, "held_out", sentence)
         again = dataclasses.replace(item, id=f"{name}/disturbed/{sentence.id}", source=f"{name}/disturbed")
+        item = dataclasses.replace(item, keep_audio=keep_audio)
         planned.append((item, _disturbed(config, always, again)) if twice else (item,))
     return planned
 

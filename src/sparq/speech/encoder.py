@@ -161,12 +161,12 @@ class HubertEncoder(Encoder):
         model.encoder.layers = model.encoder.layers[: layer + 1]
         model.eval()
         self._model: torch.nn.Module = torch.nn.Module.to(model, self._device)
-        self._normalise = _normalises(name, config.feat_extract_norm == "layer")
+        self._normalise = normalises_input(name, config.feat_extract_norm == "layer")
         hop = int(np.prod(config.conv_stride))
         first = 1
         for kernel, stride in zip(reversed(config.conv_kernel), reversed(config.conv_stride), strict=True):
             first = (first - 1) * stride + kernel
-        weights = _hash_parameters(model) + (" normalised" if self._normalise else "")
+        weights = hash_parameters(model) + (" normalised" if self._normalise else "")
         super().__init__(name, layer, hop, first, config.hidden_size, weights, block_seconds)
 
     def _forward(self, batch: np.ndarray) -> np.ndarray:
@@ -204,7 +204,7 @@ def _check_layer(name: str, layer: int | None, last: int, default: int) -> int:
     return default if layer is None else layer
 
 
-def _normalises(name: str, otherwise: bool) -> bool:
+def normalises_input(name: str, otherwise: bool) -> bool:
     """Say whether a model wants waveforms of mean 0 and variance 1; a folder may not tell."""
     from transformers import AutoFeatureExtractor
 
@@ -216,7 +216,8 @@ def _normalises(name: str, otherwise: bool) -> bool:
         return otherwise
 
 
-def _hash_parameters(model: torch.nn.Module) -> str:
+def hash_parameters(model: torch.nn.Module) -> str:
+    """Hash all weights of a model."""
     digest = hashlib.sha256()
     for key, tensor in sorted(model.state_dict().items()):
         digest.update(key.encode())

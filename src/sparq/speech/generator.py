@@ -3,9 +3,12 @@
 It is the paper's (appendix E.3; Polyak et al. 2021, "Speech Resynthesis from Discrete Disentangled
 Self-Supervised Representations"; Kong et al. 2020, "HiFi-GAN"). Its upsampling rates multiply to the encoder's hop.
 The small configuration stops upsampling early, as iSTFTNet does (Kaneko et al. 2022), and ends in a source and a filter
-(Wang et al. 2019, "Neural source-filter waveform models"; Engel et al. 2020, "DDSP"): it predicts a pitch, and shapes
-pulses at that pitch and noise in the STFT domain. Nothing has to be learnt about phase, so speech is intelligible
-after minutes on one CPU core, and it speaks a hundred times faster than real time.
+(:mod:`sparq.speech.source_filter`): it predicts a pitch, and shapes pulses at that pitch and noise in the STFT domain.
+Nothing has to be learnt about phase, so speech is intelligible after minutes on one CPU core, and it speaks a hundred
+times faster than real time.
+
+For many voices a speaker embedding scales and shifts the channels of every stage (FiLM: Perez et al. 2018), the pitch's
+among them. At the start of a training it does neither, so that what all voices share is learnt first.
 """
 
 from __future__ import annotations
@@ -22,10 +25,9 @@ from torch.nn.utils.parametrizations import weight_norm
 from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
 
 from sparq.errors import UserError
-from sparq.speech.pitch import pulse_train
+from sparq.speech.source_filter import SourceFilter
 
 _SLOPE = 0.1  # of every leaky ReLU, as in HiFi-GAN
-_LOUDEST = 4.0  # the largest log magnitude of a filter; keeps exp() finite early in training
 _QUIET = -5.0  # log magnitude at which filters start
 _MIDDLE_PITCH = 150.0  # Hz, between the voices of women and men, from where the predicted pitch starts
 
@@ -58,7 +60,7 @@ class VocoderConfig:
         resblock_dilations: dilations inside each residual block.
         filter_size: window of the source-filter ending in samples (its hop is a quarter); 0 ends in a waveform as
             HiFi-GAN does.
-        speaker_dim: size of a speaker embedding that is concatenated to every unit's; 0 for one voice.
+        speaker_dim: size of the speaker embedding that chooses the voice; 0 for one voice.
         rate: samples per second of the waveform.
     """
 
@@ -159,7 +161,7 @@ class UnitGenerator(nn.Module):
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(config.units, config.embedding)
-        self.first = nn.Conv1d(config.embedding + config.speaker_dim, config.channels, 7, padding=3)
+        self.first = nn.Conv1d(config.embedding, config.channels, 7, padding=3)
         self.upsamplings = nn.ModuleList()
         self.blocks = nn.ModuleList()
         width = config.channels
@@ -181,8 +183,13 @@ class UnitGenerator(nn.Module):
             for layer in (*self.upsamplings, *self.blocks.modules(), self.last):
                 if isinstance(layer, (nn.Conv1d, nn.ConvTranspose1d)):
                     nn.init.normal_(layer.weight, 0.0, 0.01)
-        self.window: Tensor
-        self.register_buffer("window", torch.hann_window(max(1, config.filter_size)), persistent=False)
+        self.films = nn.ModuleList()
+        if config.speaker_dim:
+            widths = [config.channels // 2**i for i in range(len(config.upsample_rates) + 1)]
+            self.films.extend(nn.Linear(config.speaker_dim, 2 * width) for width in widths)
+            for parameter in self.films.parameters():
+                nn.init.zeros_(parameter)
+        self.source_filter = SourceFilter(config.filter_size, config.rate) if config.filter_size else None
         for module in list(self.modules()):
             if isinstance(module, (nn.Conv1d, nn.ConvTranspose1d)):
                 weight_norm(module)
@@ -199,10 +206,10 @@ class UnitGenerator(nn.Module):
         Returns:
             float [batch, frames · hop] in −1 … 1.
         """
-        features, mask = self._features(units, lengths, speaker)
-        if not self.config.filter_size:
+        features, mask = self.features(units, lengths, speaker)
+        if self.source_filter is None:
             return torch.tanh(features[:, 0])
-        return self._filtered(features[:, :-1], features[:, -1].exp(), mask)
+        return self.source_filter(features[:, :-1], features[:, -1].exp(), mask)
 
     def forced(
         self, units: Tensor, pitch: Tensor, voiced: Tensor, speaker: Tensor | None = None
@@ -218,55 +225,59 @@ class UnitGenerator(nn.Module):
         Returns:
             Waveforms [batch, frames · hop], and the predicted log pitch in the shape of ``pitch``.
         """
-        features, mask = self._features(units, None, speaker)
+        assert self.source_filter is not None
+        features, _ = self.features(units, None, speaker)
         log_pitch = features[:, -1]
         pitch = torch.where(voiced, pitch, log_pitch.detach().exp())
-        return self._filtered(features[:, :-1], pitch, mask), log_pitch
+        return self.source_filter(features[:, :-1], pitch), log_pitch
 
-    def _features(self, units: Tensor, lengths: Tensor | None, speaker: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Run all convolutions; returns the last one's output and its mask."""
+    def features(
+        self, units: Tensor, lengths: Tensor | None = None, speaker: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Run all convolutions; arguments as in ``forward``.
+
+        Returns:
+            The last one's output, float [batch, channels, frames · upsampling], and its mask [batch, 1, ...] or None.
+            A feature depends on the units up to ``context`` frames away.
+        """
         if (speaker is not None) != (self.config.speaker_dim > 0):
             raise UserError(f"this vocoder has speaker_dim={self.config.speaker_dim}: a speaker goes with more than 0")
         x = self.embedding(units).transpose(1, 2)
-        if speaker is not None:
-            x = torch.cat([x, speaker[:, :, None].expand(-1, -1, x.shape[2])], dim=1)
         mask = None
         if lengths is not None:
             mask = (torch.arange(units.shape[1], device=units.device) < lengths[:, None]).to(x.dtype)[:, None]
-        x = self.first(_masked(x, mask))
-        for rate, upsampling, parallel in zip(self.config.upsample_rates, self.upsamplings, self.blocks, strict=True):
+        x = self._in_the_voice(self.first(_masked(x, mask)), 0, speaker)
+        stages = zip(self.config.upsample_rates, self.upsamplings, self.blocks, strict=True)
+        for stage, (rate, upsampling, parallel) in enumerate(stages, start=1):
             x = upsampling(_masked(functional.leaky_relu(x, _SLOPE), mask))
+            x = self._in_the_voice(x, stage, speaker)
             mask = None if mask is None else mask.repeat_interleave(rate, dim=2)
             assert isinstance(parallel, nn.ModuleList)
             x = torch.stack([block(x, mask) for block in parallel]).mean(0)
         # HiFi-GAN's code leaves the slope of this one leaky ReLU at torch's default.
         return self.last(_masked(functional.leaky_relu(x), mask)), mask
 
-    def _filtered(self, log_magnitude: Tensor, pitch: Tensor, mask: Tensor | None) -> Tensor:
-        """Shape pulses and noise, frame by frame in the STFT domain, and overlap and add the frames.
+    def _in_the_voice(self, x: Tensor, stage: int, speaker: Tensor | None) -> Tensor:
+        """Scale and shift channels [batch, channels, time] as the speaker embedding says."""
+        if speaker is None:
+            return x
+        # The entries of an embedding of length 1 are of the order of 1/√dimension; a layer wants them around 1.
+        scale, shift = self.films[stage](speaker * self.config.speaker_dim**0.5)[..., None].chunk(2, dim=1)
+        return x * (1 + scale) + shift
 
-        Args:
-            log_magnitude: [batch, size + 2, frames], of the pulses' filter and the noise's.
-            pitch: Hz [batch, frames].
-            mask: [batch, 1, frames] or none.
-        """
-        size, hop = self.config.filter_size, self.config.filter_size // 4
-        batch, _, frames = log_magnitude.shape
-        # The same noise every time: what is spoken depends on nothing but the units.
-        random = torch.Generator().manual_seed(0)
-        noise = torch.randn(frames * hop, generator=random).to(pitch)[None].expand(batch, -1)
-        sources = torch.stack([pulse_train(pitch.detach(), self.config.rate, hop), noise], dim=1)
-        if mask is not None:
-            sources = sources * mask.repeat_interleave(hop, dim=2)
-        edge = (size - hop) // 2
-        sources = functional.pad(sources, (edge, edge)).flatten(0, 1)
-        spectrum = torch.stft(sources, size, hop, window=self.window, center=False, return_complex=True)
-        filters = log_magnitude.float().clamp(max=_LOUDEST).exp().unflatten(1, (2, -1))
-        shaped = (spectrum.unflatten(0, (batch, 2)) * filters).sum(1)
-        pieces = _masked(torch.fft.irfft(shaped, n=size, dim=1) * self.window[:, None], mask)
-        wave = functional.fold(pieces, (1, frames * hop + 2 * edge), (1, size), stride=(1, hop))[:, 0, 0]
-        # The square of a Hann window that overlaps fourfold sums to 3/2; the edges keep their natural fade.
-        return (wave[:, edge : edge + frames * hop] / 1.5).clamp(-1, 1)
+    @property
+    def context(self) -> int:
+        """Frames on either side that a feature depends on: the receptive field of all convolutions."""
+        config = self.config
+        # Of a residual block: each pair of convolutions in turn, the widest kernel of those side by side.
+        block = max(
+            sum((dilation + 1) * (kernel - 1) // 2 for dilation in config.resblock_dilations)
+            for kernel in config.resblock_kernels
+        )
+        reach = 3  # of the last convolution, in its own steps
+        for rate, kernel in zip(reversed(config.upsample_rates), reversed(config.upsample_kernels), strict=True):
+            reach = (reach + block + (kernel + rate) // 2 - 1) // rate
+        return reach + 3
 
 
 def fuse_weight_norm(module: nn.Module) -> None:

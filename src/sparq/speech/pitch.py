@@ -56,20 +56,21 @@ def measure_pitch(waveform: Tensor, rate: int, hop: int) -> tuple[Tensor, Tensor
     return pitch, voiced
 
 
-def pulse_train(pitch: Tensor, rate: int, hop: int) -> Tensor:
+def pulse_train(pitch: Tensor, rate: int, hop: int, cycles: float = 0.0) -> Tensor:
     """Sum all harmonics of a pitch below half the sampling rate, at equal strength and unit power.
 
     Args:
         pitch: Hz, float [batch, frames].
         rate: samples per second.
         hop: samples per frame.
+        cycles: what went by before the first frame.
 
     Returns:
         float [batch, frames · hop], the closed form of Σ_k cos(kφ) (Dirichlet's kernel).
     """
     hertz = pitch.repeat_interleave(hop, dim=1)
     # float64, for the phase of a long utterance and of its fortieth harmonic
-    phase = 2 * math.pi * ((hertz.double() / rate).cumsum(1) % 1)
+    phase = 2 * math.pi * (((hertz.double() / rate).cumsum(1) + cycles) % 1)
     harmonics = (rate / 2 / hertz).floor().clamp(min=1).double()
     half = torch.sin(phase / 2)
     at_pulse = half.abs() < 1e-6
