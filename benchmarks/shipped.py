@@ -18,10 +18,10 @@ from sparq.config import EvaluationConfig
 from sparq.corpus.corpus import Corpus
 from sparq.corpus.utterance import Utterance
 from sparq.evaluation import word_error_rate
+from sparq.evaluation.resynthesis import speak_units
 from sparq.evaluation.scoring import Assessment, assess
 from sparq.language.speech_lm import SpeechLM
 from sparq.speech.recogniser import Recogniser, load_recogniser
-from sparq.speech.units import merge_repeats
 from sparq.speech.vocoder import Vocoder
 
 SINKS = ("none", "max", "zero")
@@ -47,10 +47,7 @@ def told(assessment: Assessment) -> dict[str, object]:
 def resynthesis(vocoder: Vocoder, utterances: Sequence[Utterance], judge: Recogniser) -> dict[str, float]:
     """Word error rate of the judge on real units spoken by the vocoder, as they are and merged."""
     texts = [one.text for one in utterances]
-    spoken = {
-        "raw units": vocoder.synthesize([one.units.tolist() for one in utterances], merged=False),
-        "merged units": vocoder.synthesize([merge_repeats(one.units)[0].tolist() for one in utterances], merged=True),
-    }
+    spoken = speak_units(vocoder, [one.units for one in utterances])
     return {name: round(word_error_rate(texts, judge.transcribe(waves)).wer, 2) for name, waves in spoken.items()}
 
 

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from sparq import bench_commands, commands, outlier_commands, paper_commands, voice_commands
+from sparq import bench_commands, commands, outlier_commands, paper_commands, speech_commands, voice_commands
 from sparq.config import QUANTIZATION_METHODS, QUANTIZATION_ROUNDINGS, SINKS
 from sparq.errors import SparqError
 
@@ -114,6 +114,11 @@ def _add_model(command: Any) -> None:
     command.add_argument("--model", help="a SpeechLM folder (default: the model that ships)")
 
 
+def _add_voice(command: Any, default: str) -> None:
+    text = f"a voice of the vocoder, by name, or a recording of another ({default})"
+    command.add_argument("--voice", metavar="NAME|FILE", help=text)
+
+
 def _add_search(command: Any) -> None:
     text = "width of the beam search, 1 for greedy (default: 8 to transcribe, 1 to speak, none to continue)"
     command.add_argument("--beam", type=_positive, help=text)
@@ -164,6 +169,10 @@ def _add_models(made: Any) -> None:
     command.add_argument("--source", action="append", help="score this source of the corpus alone (may be repeated)")
     command.add_argument("--beam", type=_positive, default=8, help="width of the beam search as it listens")
     command.add_argument("--max-pieces", type=_positive, default=300, help="of an answer")
+    text = "score this vocoder alone (a folder, or 'vocoder' for the one that ships), on recordings that were kept"
+    command.add_argument("--vocoder", metavar="FOLDER", help=text)
+    text = "that hears who speaks, for --vocoder: resemblyzer or a WavLM (default: the vocoder's own)"
+    command.add_argument("--speaker-encoder", help=text)
     _add_model(command)
 
     text = "Show where the outliers of a model are: by layer and module, by head, and how large they grow"
@@ -183,16 +192,21 @@ def _add_uses(made: Any) -> None:
     _add_model(command)
     _add_search(command)
 
-    command = _add(made, "speak", commands.speak, "Read text out", as_json=False)
+    command = _add(made, "speak", speech_commands.speak, "Read text out", as_json=False)
     command.add_argument("text", help="the text, or '-' for standard input")
-    command.add_argument("-o", "--output", required=True, help="a .wav, .flac, .ogg or .mp3 file")
+    text = "a .wav, .flac, .ogg or .mp3 file, or '-' for standard output (wav, as it is spoken)"
+    command.add_argument("-o", "--output", required=True, help=text)
+    _add_voice(command, "default: the vocoder's first")
+    command.add_argument("--stream", action="store_true", help="write the file as it is spoken")
+    command.add_argument("--raw", action="store_true", help="to standard output: 16-bit samples without a header")
     _add_model(command)
     _add_search(command)
 
     text = "Continue a text ('-' for standard input), or the speech in an audio file"
-    command = _add(made, "continue", commands.continue_, text, as_json=False)
+    command = _add(made, "continue", speech_commands.continue_, text, as_json=False)
     command.add_argument("beginning")
     command.add_argument("-o", "--output", help="the audio file that continued speech goes to")
+    _add_voice(command, "of continued speech; default: that of the beginning")
     _add_model(command)
     _add_search(command)
 
@@ -224,7 +238,9 @@ def _add_data(made: Any) -> None:
     command.add_argument("--codebook", default="codebook", help="a folder (default: the one that ships)")
     command.add_argument("--merged", action="store_true", help="merge repeats")
 
-    command = _add(made, "vocoder", commands.vocoder, "Train a vocoder on a corpus that kept its audio", as_json=False)
+    command = _add(
+        made, "vocoder", speech_commands.vocoder, "Train a vocoder on a corpus that kept its audio", as_json=False
+    )
     command.add_argument("corpus", help="a corpus folder")
     command.add_argument("-o", "--output", required=True, help="a folder")
     command.add_argument("--preset", default="small", help="small, paper or paper-384")

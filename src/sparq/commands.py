@@ -16,16 +16,10 @@ if TYPE_CHECKING:
     from sparq.language.generation import GenerationOptions
     from sparq.language.speech_lm import SpeechLM
 
-AUDIO = {".wav", ".flac", ".ogg", ".mp3"}
-
 
 def print_json(value: object) -> None:
     """Print what a command found, for programs to read."""
     print(json.dumps(value, indent=1, ensure_ascii=False))
-
-
-def _text(given: str) -> str:
-    return sys.stdin.read() if given == "-" else given
 
 
 def _audio(names: Sequence[str]) -> list[Any]:
@@ -45,7 +39,8 @@ def _model_folder(given: argparse.Namespace) -> Path:
     return Path(given.model) if given.model else shipped(DEFAULT_MODEL)
 
 
-def _options(given: argparse.Namespace) -> GenerationOptions | None:
+def search_options(given: argparse.Namespace) -> GenerationOptions | None:
+    """Give the search that was asked for, or None."""
     from sparq.language.generation import GenerationOptions, beam_search
 
     if given.temperature is not None or given.top_p is not None:
@@ -57,7 +52,8 @@ def _options(given: argparse.Namespace) -> GenerationOptions | None:
     return None if given.beam is None else beam_search(given.beam)
 
 
-def _read_settings(kind: Any, defaults: dict[str, Any], given: argparse.Namespace) -> Any:
+def read_settings(kind: Any, defaults: dict[str, Any], given: argparse.Namespace) -> Any:
+    """Read the settings of a command, ``key=value``, over its defaults."""
     from sparq.schema import parse, with_overrides
 
     return parse(kind, with_overrides(defaults, given.settings), f"sparq {given.command}")
@@ -98,7 +94,7 @@ def adapt(given: argparse.Namespace) -> None:
     from sparq.progress import Terminal
 
     ended = any(text.partition("=")[0] in ("steps", "epochs", "minutes") for text in given.settings)
-    config = _read_settings(AdaptationConfig, {} if ended else {"epochs": 1}, given)
+    config = read_settings(AdaptationConfig, {} if ended else {"epochs": 1}, given)
     corpus, output = Corpus.load(Path(given.corpus)), Path(given.output)
     with Terminal(quiet=given.json) as terminal:
         watcher = Watcher(terminal.stage, terminal.training, terminal.note)
@@ -143,7 +139,12 @@ def quantize(given: argparse.Namespace) -> None:
 
 
 def evaluate(given: argparse.Namespace) -> None:
-    """Score a SpeechLM."""
+    """Score a SpeechLM, or a vocoder alone."""
+    if given.vocoder is not None:
+        from sparq.speech_commands import evaluate_vocoder
+
+        evaluate_vocoder(given)
+        return
     from sparq.config import EvaluationConfig
     from sparq.corpus.corpus import Corpus
     from sparq.evaluation.scoring import assess
@@ -163,37 +164,12 @@ def evaluate(given: argparse.Namespace) -> None:
 
 def transcribe(given: argparse.Namespace) -> None:
     """Write down what is said."""
-    texts = load_model(given).transcribe(_audio(given.files), _options(given))
+    texts = load_model(given).transcribe(_audio(given.files), search_options(given))
     if given.json:
         print_json([{"file": name, "text": text} for name, text in zip(given.files, texts, strict=True)])
         return
     for name, text in zip(given.files, texts, strict=True):
         print(text if len(texts) == 1 else f"{name}\t{text}")
-
-
-def speak(given: argparse.Namespace) -> None:
-    """Read text out."""
-    _save_spoken(given, load_model(given).speak(_text(given.text), _options(given)))
-
-
-def continue_(given: argparse.Namespace) -> None:
-    """Continue text or speech."""
-    if Path(given.beginning).suffix.lower() not in AUDIO:
-        if given.output is not None:
-            raise UserError(f"-o: {given.output} (expected with an audio file; text is continued on standard output)")
-        print(load_model(given).continue_text(_text(given.beginning), _options(given)))
-        return
-    if given.output is None:
-        raise UserError("-o: missing (expected a file for the continued speech)")
-    _save_spoken(given, load_model(given).continue_speech(given.beginning, _options(given)))
-
-
-def _save_spoken(given: argparse.Namespace, spoken: tuple[Any, int]) -> None:
-    from sparq.speech.audio import save_audio
-
-    waveform, rate = spoken
-    save_audio(given.output, waveform, rate)
-    print(f"{given.output}: {len(waveform) / rate:.1f} s")
 
 
 def corpus(given: argparse.Namespace) -> None:
@@ -209,7 +185,7 @@ def corpus(given: argparse.Namespace) -> None:
     if given.codebook:
         book = load_codebook(given.codebook)
         defaults |= {"units": {"name": given.codebook}, "encoder": {"name": book.encoder_name, "layer": book.layer}}
-    made = build_corpus(_read_settings(CorpusConfig, defaults, given), Path(given.output), quiet=given.json)
+    made = build_corpus(read_settings(CorpusConfig, defaults, given), Path(given.output), quiet=given.json)
     if given.json:
         print_json(made.statistics)
     else:
@@ -230,17 +206,6 @@ def units(given: argparse.Namespace) -> None:
         return
     for found in sequences:
         print(" ".join(map(str, found)))
-
-
-def vocoder(given: argparse.Namespace) -> None:
-    """Train a vocoder."""
-    from sparq.config import VocoderTrainingConfig
-    from sparq.corpus.corpus import Corpus
-    from sparq.making import vocoder_folder
-
-    config = _read_settings(VocoderTrainingConfig, {"preset": given.preset}, given)
-    vocoder_folder(config, Corpus.load(Path(given.corpus)), Path(given.output))
-    print(given.output)
 
 
 def export(given: argparse.Namespace) -> None:

@@ -23,10 +23,13 @@ from sparq.language.speech_lm import Limits, SpeechLM
 from sparq.language.tasks import TASKS, continuation_prompt, prompt
 from sparq.language.vocabulary import Modality
 from sparq.quantization import QuantizationConfig, quantize
+from sparq.speech import speaker_table
 from sparq.speech.audio import save_audio
 from sparq.speech.duration import DurationPredictor
 from sparq.speech.encoder import Encoder
 from sparq.speech.segmentation import split_at_silences
+from sparq.speech.speaker import SpeakerEncoder
+from sparq.speech.speaker_table import SpeakerTable
 from sparq.speech.units import Codebook, UnitExtractor, merge_repeats
 from sparq.speech.vocoder import UnitGenerator, Vocoder, VocoderConfig
 
@@ -385,6 +388,108 @@ def test_units_with_repeats_are_one_frame_each(make, repeating_vocabulary):
     assert len(lm.speak("sea", SHORT)[0]) == len(lm.vocabulary.decode_units(ids)) * 384
 
 
+@pytest.mark.parametrize("way", [{}, {"method": "beam", "beams": 2}, {"method": "sample", "seed": 3}])
+@pytest.mark.parametrize("merge", [True, False])
+def test_streamed_speech_is_what_is_spoken(make, joint_vocabulary, repeating_vocabulary, merge, way):
+    lm = make(vocabulary=joint_vocabulary if merge else repeating_vocabulary, limits=Limits(words=4))
+    options = GenerationOptions(max_pieces=8, **way)
+    text = "what time is it? the sea, the sea."
+    chunks = list(lm.stream(text, options, chunk=2))
+    assert len(chunks) > 4
+    np.testing.assert_allclose(np.concatenate(chunks), lm.speak(text, options)[0], atol=1e-3)
+
+
+def test_speech_is_streamed_before_the_model_has_ended(make, repeating_vocabulary, monkeypatch):
+    """The vocoder of the tests looks 24 frames ahead: a chunk is there while most pieces are not yet asked for."""
+    lm = make(vocabulary=repeating_vocabulary)
+    asked = []
+    forward = lm.model.forward
+    monkeypatch.setattr(lm.model, "forward", lambda *given, **named: asked.append(1) or forward(*given, **named))
+    stream = lm.stream("the sea", GenerationOptions(max_pieces=200, min_pieces=200), chunk=1)
+    next(stream)
+    at_first = len(asked)
+    stream.close()  # nobody wants the rest: the model stops
+    assert at_first < 100
+    assert len(asked) < 200
+    monkeypatch.undo()
+    assert lm.speak("the sea", SHORT)[0].any()
+
+
+def test_what_breaks_while_it_streams_is_said(lm, monkeypatch):
+    def broken(*given, **named):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(lm.model, "forward", broken)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        list(lm.stream("the sea", SHORT))
+
+
+# ---- voices
+
+
+@pytest.fixture
+def many(lm, joint_vocabulary, codebook, monkeypatch, tmp_path):
+    """A SpeechLM whose vocoder has two voices, and a speaker encoder that tells them apart by their loudness."""
+    torch.manual_seed(0)
+    config = VocoderConfig.preset("small", units=UNITS, channels=16, embedding=8, speaker_dim=2)
+    generator, durations = UnitGenerator(config), DurationPredictor(UNITS, speaker_dim=2)
+    for layer in (*generator.films, durations.speaker):
+        torch.nn.init.normal_(layer.weight, 0, 0.3)
+
+    class Loud(SpeakerEncoder):
+        name, dimension, fingerprint = "loud", 2, "f00d"
+        _windows = staticmethod(lambda waveform: [waveform])
+        _forward = staticmethod(lambda windows: np.stack([0.1 + 0 * windows.std(1), windows.std(1)], axis=1))
+
+    monkeypatch.setattr(speaker_table, "load_speaker_encoder", lambda name: Loud())
+    table = SpeakerTable(("ann", "bob"), np.eye(2, dtype=np.float32), "bob", "loud", "f00d")
+    Vocoder(generator, durations, codebook.fingerprint, table).save(tmp_path / "voices")
+    return SpeechLM(lm.model, joint_vocabulary, codebook, Vocoder.load(tmp_path / "voices"))
+
+
+def test_it_speaks_in_the_voice_that_is_asked_for(many, tmp_path):
+    by_ann, by_bob, unasked = (many.speak("the sea", SHORT, voice=voice)[0] for voice in ("ann", "bob", None))
+    np.testing.assert_array_equal(by_bob, unasked)
+    assert not np.array_equal(by_ann, by_bob)
+    wave = sound(1)
+    save_audio(tmp_path / "he.wav", wave)
+    embedding = many.vocoder.embedding(wave)
+    for voice in (str(tmp_path / "he.wav"), wave, embedding):
+        np.testing.assert_allclose(
+            many.speak("the sea", SHORT, voice=voice)[0],
+            many.speak("the sea", SHORT, voice=embedding)[0],
+            atol=1e-2,
+        )
+    streamed = np.concatenate(list(many.stream("the sea", SHORT, voice="ann")))
+    np.testing.assert_allclose(streamed, by_ann, atol=1e-3)
+    with pytest.raises(UserError, match="voice 'anna': no such voice"):
+        many.stream("the sea", SHORT, voice="anna")
+
+
+def test_what_goes_on_keeps_the_voice_of_its_beginning(many):
+    waves = [sound(2), 0.2 * sound(2)]
+    own = many.continue_speech(waves, SHORT)
+    for (wave, _), beginning in zip(own, waves, strict=True):
+        told = many.continue_speech(beginning, SHORT, voice=many.vocoder.embedding(beginning))[0]
+        np.testing.assert_allclose(wave, told, atol=1e-4)
+        assert not np.array_equal(wave, many.continue_speech(beginning, SHORT, voice="ann")[0])
+    assert many.continue_speech([], SHORT) == []
+
+
+def test_voices_come_back_with_the_folder(many, tmp_path):
+    many.save(tmp_path / "many")
+    loaded = SpeechLM.load(tmp_path / "many")
+    assert loaded.vocoder.voices.names == ("ann", "bob")
+    np.testing.assert_allclose(
+        loaded.speak("the sea", SHORT, voice="ann")[0], many.speak("the sea", SHORT, voice="ann")[0], atol=1e-6
+    )
+
+
+def test_one_voice_cannot_be_asked_for_another(lm):
+    with pytest.raises(UserError, match="speaks with one voice alone"):
+        lm.speak("the sea", SHORT, voice="ann")
+
+
 def test_what_cannot_be_said(lm, joint_vocabulary):
     for text in ("", "  ", "!!! ..."):
         with pytest.raises(UserError, match="nothing in it that can be said"):
@@ -392,7 +497,7 @@ def test_what_cannot_be_said(lm, joint_vocabulary):
     with pytest.raises(UserError, match="stands for a speech unit"):
         lm.speak("the 一 sea")
     mute = SpeechLM(lm.model, joint_vocabulary, lm.codebook)
-    for call in (lambda: mute.speak("a"), lambda: mute.continue_speech(sound(1))):
+    for call in (lambda: mute.speak("a"), lambda: mute.stream("a"), lambda: mute.continue_speech(sound(1))):
         with pytest.raises(UserError, match="has no vocoder"):
             call()
 
@@ -434,7 +539,7 @@ def test_speech_goes_on(make, joint_vocabulary, repeating_vocabulary, merge):
     finally:
         del lm.vocoder.synthesize
     ((units,), how) = spoken[0]
-    assert how == {"merged": False}
+    assert how == {"merged": False, "speaker": None}
     assert units[: len(heard)] == heard.tolist(), "what was heard keeps its timing"
     assert len(units) > len(heard)
     assert len(made) == len(units) * 384

@@ -228,7 +228,7 @@ MANY = dataclasses.replace(SMALL, speaker_dim=2)
 
 def test_one_vocoder_learns_two_voices(two_speakers, tmp_path):
     training = dataclasses.replace(
-        TRAINING, steps=110, warmup_steps=1000, learning_rate=4e-3, checkpoint_steps=1000, duration_steps=60
+        TRAINING, steps=110, warmup_steps=1000, learning_rate=4e-3, checkpoint_steps=1000, duration_steps=250
     )
     vocoder = train_vocoder(two_speakers, tmp_path, "c0debook", MANY, training, encoder=ByPitch())
     assert vocoder.voices.names == ("high", "low")

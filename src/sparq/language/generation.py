@@ -19,6 +19,7 @@ from transformers import (
     GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
+    StoppingCriteriaList,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
@@ -108,6 +109,19 @@ class _Noise(LogitsProcessor):
         return scores + torch.from_numpy(noise).to(scores)
 
 
+@dataclasses.dataclass(frozen=True)
+class Watched:
+    """Generation that is followed piece by piece; of one prompt, and not with a beam.
+
+    Attributes:
+        index: which prompt of a call this would be, for sampling to draw the same.
+        watcher: a streamer of transformers that is a stopping criterion too.
+    """
+
+    index: int
+    watcher: Any
+
+
 def generate(
     model: Any,
     vocabulary: Vocabulary,
@@ -116,6 +130,7 @@ def generate(
     options: GenerationOptions | None = None,
     *,
     batch: int = 16,
+    watched: Watched | None = None,
 ) -> list[list[int]]:
     """Continue prompts with pieces of one modality.
 
@@ -126,6 +141,7 @@ def generate(
         target: what is to be generated.
         options: how; greedy if None.
         batch: prompts at once; what comes out does not depend on it.
+        watched: who is told of each piece; None for nobody.
 
     Returns:
         For each prompt the ids behind it, without the end.
@@ -133,7 +149,8 @@ def generate(
     Raises:
         UserError: a prompt is empty or leaves no position to generate at.
     """
-    found = candidates(model, vocabulary, prompts, target, options or GenerationOptions(), 1, batch=batch)
+    options = options or GenerationOptions()
+    found = candidates(model, vocabulary, prompts, target, options, 1, batch=batch, watched=watched)
     return [best for (best,) in found]
 
 
@@ -146,6 +163,7 @@ def candidates(
     count: int,
     *,
     batch: int = 16,
+    watched: Watched | None = None,
 ) -> list[list[list[int]]]:
     """Continue prompts as `generate` does, and give the best few of what a beam ends with.
 
@@ -157,6 +175,7 @@ def candidates(
         options: see `generate`.
         count: how many answers for each prompt, the best first; more than one needs as wide a beam.
         batch: see `generate`.
+        watched: see `generate`.
 
     Raises:
         UserError: see `generate`.
@@ -178,13 +197,18 @@ def candidates(
             room = min(options.max_pieces, context - len(prompts[chosen[-1]]))
             processors: list[LogitsProcessor] = [_Held(allowed)]
             if options.method == "sample":
-                processors += _sampling(options, chosen)
+                processors += _sampling(options, [watched.index] if watched else chosen)
             ids, mask = _padded([prompts[index] for index in chosen], vocabulary.pad_id, base.device)
             rows = base.generate(
                 input_ids=ids,
                 attention_mask=mask,
                 generation_config=_generation_config(options, vocabulary, room, count),
                 logits_processor=LogitsProcessorList(processors),
+                **(
+                    {"streamer": watched.watcher, "stopping_criteria": StoppingCriteriaList([watched.watcher])}
+                    if watched
+                    else {}
+                ),
             )
             for place, row in enumerate(rows[:, ids.shape[1] :].tolist()):
                 ended = row[: row.index(vocabulary.end_id)] if vocabulary.end_id in row else row

@@ -6,9 +6,10 @@ pieces and units of others look alike and mean something else.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, overload
 
@@ -20,13 +21,15 @@ from sparq.language.folder import Parts, read_folder, write_folder
 from sparq.language.generation import GenerationOptions, candidates, generate
 from sparq.language.phrases import split_text
 from sparq.language.rescoring import Rescoring, best_texts
+from sparq.language.streaming import stream_pieces, stream_units
 from sparq.language.tasks import TASKS, Task, continuation_prompt, prompt
 from sparq.language.vocabulary import Vocabulary
 from sparq.speech.audio import RATE, check_waveform, load_audio
 from sparq.speech.encoder import load_encoder
 from sparq.speech.segmentation import split_at_silences
+from sparq.speech.speaker_table import Speaker
 from sparq.speech.units import Codebook, UnitExtractor, Units, merge_repeats
-from sparq.speech.vocoder import Vocoder
+from sparq.speech.vocoder import CHUNK, Vocoder
 
 Audio = str | Path | IO[bytes] | np.ndarray
 """A file, or float32 [samples] at 16 kHz."""
@@ -197,33 +200,77 @@ class SpeechLM:
         return best_texts(self.model, vocabulary, units, texts, rescoring or Rescoring())
 
     @overload
-    def speak(self, text: str, options: GenerationOptions | None = None) -> Spoken: ...
+    def speak(self, text: str, options: GenerationOptions | None = None, *, voice: Speaker | None = None) -> Spoken: ...
     @overload
-    def speak(self, text: list[str], options: GenerationOptions | None = None) -> list[Spoken]: ...
-    def speak(self, text: str | list[str], options: GenerationOptions | None = None) -> Spoken | list[Spoken]:
+    def speak(
+        self, text: list[str], options: GenerationOptions | None = None, *, voice: Speaker | None = None
+    ) -> list[Spoken]: ...
+    def speak(
+        self, text: str | list[str], options: GenerationOptions | None = None, *, voice: Speaker | None = None
+    ) -> Spoken | list[Spoken]:
         """Read text out; texts longer than ``limits.words`` are cut at the ends of sentences and phrases.
 
         Args:
             text: a text, or several.
             options: how pieces are chosen; greedy if None.
+            voice: which of the vocoder's voices, or a recording or an embedding of another; None for its default.
 
         Returns:
             A waveform and its rate, or several.
 
         Raises:
-            UserError: the model has no vocoder, or there is nothing in a text that can be said.
+            UserError: the model has no vocoder, there is no such voice, or nothing in a text can be said.
         """
         texts, single = _several(text)
-        vocoder = self._voice()
+        vocoder = self._require_vocoder()
+        speaker = vocoder.embedding(voice)
         parts = [(owner, part) for owner, whole in enumerate(texts) for part in self._phrases(whole)]
         prompts = [prompt(TASKS["tts"], self.vocabulary, part) for _, part in parts]
         units = [self._units(ids) for ids in self._generate(TASKS["tts"], prompts, options)]
         waves: list[list[np.ndarray]] = [[] for _ in texts]
-        said = vocoder.synthesize(units, merged=self.vocabulary.deduplicate)
+        said = vocoder.synthesize(units, merged=self.vocabulary.deduplicate, speaker=speaker)
         for (owner, _), wave in zip(parts, said, strict=True):
             waves[owner] += [np.zeros(_PAUSE if waves[owner] else 0, np.float32), wave]
         spoken = [(np.concatenate(of_one), vocoder.rate) for of_one in waves]
         return spoken[0] if single else spoken
+
+    def stream(
+        self,
+        text: str,
+        options: GenerationOptions | None = None,
+        *,
+        voice: Speaker | None = None,
+        chunk: int = CHUNK,
+    ) -> Iterator[np.ndarray]:
+        """Read text out as the model speaks: chunks of the waveform that ``speak`` gives, each as soon as it is known.
+
+        Args:
+            text: see ``speak``.
+            options: see ``speak``; a beam is only heard at the end of each phrase.
+            voice: see ``speak``.
+            chunk: units in a chunk, one a frame.
+
+        Returns:
+            float32 waveforms [samples] at ``vocoder.rate``.
+
+        Raises:
+            UserError: see ``speak``.
+        """
+        vocoder, vocabulary = self._require_vocoder(), self.vocabulary
+        speaker, phrases = vocoder.embedding(voice), self._phrases(text)
+        options = options or GenerationOptions()
+
+        def spoken() -> Iterator[np.ndarray]:
+            for index, phrase in enumerate(phrases):
+                if index:
+                    yield np.zeros(_PAUSE, np.float32)
+                ids = prompt(TASKS["tts"], vocabulary, phrase)
+                pieces = stream_pieces(self.model, vocabulary, ids, TASKS["tts"].target, options, index)
+                with contextlib.closing(pieces):
+                    units = stream_units(vocabulary, pieces)
+                    yield from vocoder.stream(units, merged=vocabulary.deduplicate, speaker=speaker, chunk=chunk)
+
+        return spoken()
 
     @overload
     def continue_text(self, beginning: str, options: GenerationOptions | None = None) -> str: ...
@@ -248,31 +295,44 @@ class SpeechLM:
         return texts[0] if single else texts
 
     @overload
-    def continue_speech(self, beginning: Audio, options: GenerationOptions | None = None) -> Spoken: ...
-    @overload
-    def continue_speech(self, beginning: list[Any], options: GenerationOptions | None = None) -> list[Spoken]: ...
     def continue_speech(
-        self, beginning: Audio | list[Any], options: GenerationOptions | None = None
+        self, beginning: Audio, options: GenerationOptions | None = None, *, voice: Speaker | None = None
+    ) -> Spoken: ...
+    @overload
+    def continue_speech(
+        self, beginning: list[Any], options: GenerationOptions | None = None, *, voice: Speaker | None = None
+    ) -> list[Spoken]: ...
+    def continue_speech(
+        self, beginning: Audio | list[Any], options: GenerationOptions | None = None, *, voice: Speaker | None = None
     ) -> Spoken | list[Spoken]:
-        """Speak on; returns beginning and continuation, both in the vocoder's voice.
+        """Speak on; returns beginning and continuation, both in one voice.
 
         Args:
             beginning: a recording, or several.
             options: how pieces are chosen; sampling if None, because greedy search soon repeats itself.
+            voice: see ``speak``; if None, a vocoder of many voices speaks in that of the recording.
 
         Raises:
-            UserError: the model has no vocoder, or a recording cannot be read, or is too short or too long.
+            UserError: the model has no vocoder, there is no such voice, or a recording cannot be read, is too short or
+                too long.
         """
         recordings, single = _several(beginning)
-        vocoder = self._voice()
-        heard = self.extractor.extract([_waveform(recording) for recording in recordings])
+        vocoder = self._require_vocoder()
+        waveforms = [_waveform(recording) for recording in recordings]
+        heard = self.extractor.extract(waveforms)
         for index, units in enumerate(heard):
             if not len(units):
                 raise UserError(f"recording {index}: too short to be continued")
+        own = voice is None and vocoder.voices is not None
+        speakers = [vocoder.embedding(waveform if own else voice) for waveform in waveforms]
         prompts = [continuation_prompt(TASKS["speechlm"], self.vocabulary, units) for units in heard]
         made = self._generate(TASKS["speechlm"], prompts, options or CREATIVE)
-        frames = [self._timed(vocoder, units, self._units(ids)) for units, ids in zip(heard, made, strict=True)]
-        spoken = [(wave, vocoder.rate) for wave in vocoder.synthesize(frames, merged=False)]
+        frames = [
+            self._timed(vocoder, units, self._units(ids), speaker)
+            for units, ids, speaker in zip(heard, made, speakers, strict=True)
+        ]
+        rows = None if vocoder.voices is None else np.array(speakers)
+        spoken = [(wave, vocoder.rate) for wave in vocoder.synthesize(frames, merged=False, speaker=rows)]
         return spoken[0] if single else spoken
 
     def _generate(
@@ -280,7 +340,7 @@ class SpeechLM:
     ) -> list[list[int]]:
         return generate(self.model, self.vocabulary, prompts, task.target, options)
 
-    def _voice(self) -> Vocoder:
+    def _require_vocoder(self) -> Vocoder:
         if self.vocoder is None:
             raise UserError("this SpeechLM has no vocoder: it cannot speak")
         return self.vocoder
@@ -290,13 +350,13 @@ class SpeechLM:
         units = self.vocabulary.decode_units(ids)
         return merge_repeats(units)[0].tolist() if self.vocabulary.deduplicate else units
 
-    def _timed(self, vocoder: Vocoder, heard: np.ndarray, more: list[int]) -> list[int]:
+    def _timed(self, vocoder: Vocoder, heard: np.ndarray, more: list[int], speaker: np.ndarray | None) -> list[int]:
         """One unit per frame: what was heard as it was, then what was made, its durations predicted if merged."""
         if not self.vocabulary.deduplicate:
             return [*heard.tolist(), *more]
         known = merge_repeats(heard)[1]
         whole = merge_repeats([*heard.tolist(), *more])[0]
-        durations = vocoder.durations([whole.tolist()])[0]
+        durations = vocoder.durations([whole.tolist()], speaker)[0]
         durations[: len(known)] = known
         return np.repeat(whole, durations).tolist()
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 import io
 import os
 import re
+import struct
+from collections.abc import Iterable
 from pathlib import Path
 from typing import IO
 
@@ -25,6 +27,7 @@ RATE = 16000
 _BLOCK_SECONDS = 30
 _MP3_SLACK = 2 * 1152  # frames; encoders without a length in their header are only known to within a packet or two
 _CHUNK_SIZES = re.compile(r"data\s*: (\d+) \(should be (\d+)\)")
+_OPEN_WAV = struct.Struct("<4sI8sIHHIIHH4sI")  # of a file whose length nobody knows yet
 _UNKNOWN_SIZE = 2**31 - 2  # what programs that write to a pipe put where the size belongs, or more
 
 
@@ -109,11 +112,7 @@ def save_audio(path: str | Path, waveform: np.ndarray, rate: int = RATE) -> None
     """
     path = Path(path)
     samples = np.clip(check_waveform(waveform, str(path)), -1.0, 1.0)
-    file_format = path.suffix[1:].upper()
-    if file_format not in soundfile.available_formats():
-        raise UserError(f"{path}: no audio format is called {path.suffix or 'nothing'}; try .wav, .flac, .ogg or .mp3")
-    if not path.parent.is_dir():
-        raise UserError(f"{path}: there is no folder {path.parent}")
+    file_format = _format(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         soundfile.write(temporary, samples, rate, format=file_format)
@@ -122,3 +121,54 @@ def save_audio(path: str | Path, waveform: np.ndarray, rate: int = RATE) -> None
         raise UserError(f"{path}: cannot be written ({' '.join(str(error).split())})") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _format(path: Path) -> str:
+    file_format = path.suffix[1:].upper()
+    if file_format not in soundfile.available_formats():
+        raise UserError(f"{path}: no audio format is called {path.suffix or 'nothing'}; try .wav, .flac, .ogg or .mp3")
+    if not path.parent.is_dir():
+        raise UserError(f"{path}: there is no folder {path.parent}")
+    return file_format
+
+
+def stream_audio(
+    target: str | Path | IO[bytes], chunks: Iterable[np.ndarray], rate: int = RATE, *, raw: bool = False
+) -> int:
+    """Write chunks ``[samples]`` as they come, each heard by a reader before the next is made.
+
+    Args:
+        target: a path, whose file grows under its name; or a binary file (standard output), which gets a wav with 16
+            bits whose header leaves its length open.
+        chunks: of the waveform, clipped to ±1.
+        rate: samples per second.
+        raw: leave the header out, where the target is a binary file.
+
+    Returns:
+        How many samples were written.
+
+    Raises:
+        UserError: a suffix without a format, or a folder that is not there or cannot be written to.
+    """
+    count = 0
+    if not isinstance(target, (str, Path)):
+        if not raw:
+            sizes, layout = 2**32 - 1, (16, 1, 1, rate, 2 * rate, 2, 16)
+            target.write(_OPEN_WAV.pack(b"RIFF", sizes, b"WAVEfmt ", *layout, b"data", sizes))
+        for chunk in chunks:
+            target.write((np.clip(chunk, -1.0, 1.0) * 32767).round().astype("<i2").tobytes())
+            target.flush()
+            count += len(chunk)
+        return count
+    path = Path(target)
+    file_format = _format(path)
+    try:
+        file = soundfile.SoundFile(path, "w", rate, 1, format=file_format)
+    except (OSError, soundfile.SoundFileError) as error:
+        raise UserError(f"{path}: cannot be written ({' '.join(str(error).split())})") from error
+    with file:
+        for chunk in chunks:
+            file.write(np.clip(chunk, -1.0, 1.0))
+            file.flush()
+            count += len(chunk)
+    return count

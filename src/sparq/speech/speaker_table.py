@@ -14,7 +14,7 @@ from sparq.schema import did_you_mean
 from sparq.speech.audio import load_audio
 from sparq.speech.speaker import SpeakerEncoder, load_speaker_encoder, unit_length
 
-Voice = str | Path | np.ndarray
+Speaker = str | Path | np.ndarray
 """The name of a voice, a recording of one (a file, or float32 [samples] at 16 kHz), or a speaker embedding."""
 
 
@@ -54,7 +54,7 @@ class SpeakerTable:
         spoken = np.bincount(which, weights=seconds)
         return cls(names, unit_length(means), names[int(spoken.argmax())], encoder.name, encoder.fingerprint)
 
-    def find(self, voice: Voice | None) -> np.ndarray:
+    def find(self, voice: Speaker | None) -> np.ndarray:
         """Give the embedding, float32 [dimension], of a voice; None is the default one.
 
         Raises:

@@ -23,7 +23,7 @@ from sparq.artifacts import new_folder, read_manifest, write_manifest
 from sparq.errors import UserError
 from sparq.speech.duration import DurationPredictor
 from sparq.speech.generator import UnitGenerator, VocoderConfig, fuse_weight_norm
-from sparq.speech.speaker_table import SpeakerTable, Voice
+from sparq.speech.speaker_table import Speaker, SpeakerTable
 from sparq.speech.streaming import stream_frames, stream_waveform
 from sparq.speech.units import Units
 
@@ -115,7 +115,7 @@ class Vocoder:
             raise UserError(f"{folder}: damaged vocoder ({str(error).splitlines()[0]})") from error
         return cls(generator.to(device), durations.to(device), codebook, voices)
 
-    def embedding(self, voice: Voice | None = None) -> np.ndarray | None:
+    def embedding(self, voice: Speaker | None = None) -> np.ndarray | None:
         """Give the speaker embedding, float32 [speaker_dim], of a voice; None for a vocoder of one voice.
 
         Args:
@@ -210,7 +210,7 @@ class Vocoder:
     def _speaker(self, speaker: np.ndarray | None, count: int) -> Tensor | None:
         """Give a row for each sequence."""
         given = self.embedding() if speaker is None else np.asarray(speaker, np.float32)
-        if given is None:
+        if given is None or not count:
             return None
         if self.voices is None or given.shape not in ((self.config.speaker_dim,), (count, self.config.speaker_dim)):
             raise UserError(
