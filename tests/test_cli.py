@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -116,6 +117,13 @@ WRONG = {
     "speak to no format": ("speak hello -o out.xyz --model {tiny}", "out.xyz"),
     "speak to a missing folder": ("speak hello -o nowhere/out.wav --model {tiny}", "nowhere"),
     "speak to a folder": ("speak hello -o folder.wav --model {tiny}", "folder.wav: cannot be written"),
+    "speak in a voice that is not there": (
+        "speak hello -o out.wav --voice ann --model {tiny}", "speaks with one voice alone"
+    ),
+    "raw samples into a file": ("speak hello -o out.wav --raw --model {tiny}", "--raw: goes with -o -"),
+    "stream to no format": ("speak hello -o out.xyz --stream --model {tiny}", "out.xyz"),
+    "continue text in a voice": ("continue hello --voice ann --model {lm}", "--voice: ann"),
+    "evaluate a missing vocoder": ("evaluate {corpus} --vocoder nowhere", "nowhere"),
     "continue speech without a file": ("continue {audio} --model {lm}", "-o: missing"),
     "continue text into a file": ("continue hello -o out.wav --model {lm}", "-o: out.wav"),
     "continue missing speech": ("continue nowhere.wav -o out.wav --model {lm}", "nowhere.wav: no such file"),
@@ -256,6 +264,10 @@ def test_speak_and_continue(sparq, tiny_run, quick, tmp_path):
     assert out == f"out.wav: {said.size / 16_000:.1f} s\n"
     sparq("speak", "-", "-o", "piped.wav", "--model", quick, stdin=b"Who?\n")
     np.testing.assert_array_equal(load_audio(tmp_path / "piped.wav"), said)
+    code, out, err = sparq("speak", "Who?", "-o", "streamed.wav", "--stream", "--model", quick)
+    assert (code, err) == (0, "")
+    assert re.fullmatch(rf"streamed.wav: {said.size / 16_000:.1f} s, the first of it after \d+\.\d\d s\n", out)
+    np.testing.assert_allclose(load_audio(tmp_path / "streamed.wav"), said, atol=1e-3)
     drawn = [sparq("continue", "who", "--model", quick, "--temperature", 2, "--seed", seed)[1] for seed in (1, 1, 2)]
     assert drawn[0] == drawn[1] != drawn[2]
     assert drawn[0].startswith("who")

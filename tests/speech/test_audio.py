@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparq.errors import UserError
-from sparq.speech.audio import RATE, check_waveform, load_audio, save_audio
+from sparq.speech.audio import RATE, check_waveform, load_audio, save_audio, stream_audio
 
 
 def tone(rate, seconds=1.0, channels=1, hertz=440.0):
@@ -126,3 +126,36 @@ def test_bad_names_to_save_leave_nothing(tmp_path, name):
 def test_a_waveform_has_one_channel():
     with pytest.raises(UserError, match=r"one channel"):
         check_waveform(np.zeros((10, 2)), "x")
+
+
+def test_a_stream_is_heard_chunk_by_chunk(tmp_path):
+    random = np.random.default_rng(0)
+    chunks = [random.uniform(-1.2, 1.2, size).astype(np.float32) for size in (100, 1, 999)]
+    heard = []
+
+    def coming():
+        for chunk in chunks:
+            yield chunk
+            heard.append(len(load_audio(tmp_path / "a.wav")))  # what is there before the next is made
+
+    assert stream_audio(tmp_path / "a.wav", coming()) == 1100
+    assert heard == [100, 101, 1100]
+    save_audio(tmp_path / "b.wav", np.concatenate(chunks))
+    np.testing.assert_allclose(load_audio(tmp_path / "a.wav"), load_audio(tmp_path / "b.wav"), atol=1e-4)
+    with pytest.raises(UserError, match="no audio format"):
+        stream_audio(tmp_path / "a.xyz", chunks)
+    with pytest.raises(UserError, match="there is no folder"):
+        stream_audio(tmp_path / "nowhere" / "a.wav", chunks)
+    (tmp_path / "folder.wav").mkdir()
+    with pytest.raises(UserError, match="cannot be written"):
+        stream_audio(tmp_path / "folder.wav", chunks)
+
+
+def test_a_stream_of_open_length_is_a_wav_that_is_read_again():
+    chunks = [np.array([0.0, 0.5, -0.5, 2.0, -2.0], np.float32), np.linspace(0, 1, 1595, dtype=np.float32)]
+    file, raw = io.BytesIO(), io.BytesIO()
+    assert stream_audio(file, chunks) == stream_audio(raw, chunks, raw=True) == 1600
+    assert file.getvalue()[44:] == raw.getvalue()
+    assert np.frombuffer(raw.getvalue(), "<i2")[:5].tolist() == [0, 16384, -16384, 32767, -32767]
+    file.seek(0)
+    np.testing.assert_allclose(load_audio(file)[:5], [0, 0.5, -0.5, 1, -1], atol=1e-4)
