@@ -281,6 +281,24 @@ def test_continue_speech(sparq, tiny_run, lm, tmp_path):
     assert load_audio(tmp_path / "longer.ogg").size >= 7000
 
 
+def test_evaluate_a_vocoder_alone(sparq, tiny_run, corpus, tmp_path):
+    asked = ("evaluate", corpus, "--vocoder", tiny_run.folder.parent / "voice", "--sentences", 2)
+    code, out, err = sparq(*asked, "--json")
+    assert (code, err) == (0, "")
+    told = json.loads(out)
+    assert told["utterances"] == 2  # of those held out, whose audio is kept where any is
+    assert set(told["wer"]) == {"recordings", "raw units", "merged units"}
+    assert told["distance"]["raw units"]["mel_cepstral_distortion"] > 1
+    code, out, err = sparq(*asked)
+    assert (code, err) == (0, "")
+    assert [line[:12] for line in out.splitlines()[:4]] == [
+        "2 utterances",
+        "recordings  ",
+        "raw units   ",
+        "merged units",
+    ]
+
+
 def test_evaluate_and_outliers(sparq, tiny_run, lm, corpus, tmp_path):
     asked = ("evaluate", corpus, "--model", lm, "--sentences", 3, "--max-pieces", 12)
     code, out, err = sparq(*asked, "--source", "tiny", "--json")

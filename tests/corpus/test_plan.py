@@ -183,7 +183,7 @@ def test_voices_renderings_and_copies(two):
         assert len(set(drawn)) == len(drawn)
     assert sum(item.disturbance is None for item in train) / len(train) == pytest.approx(0.5, abs=0.05)
     kept = [item for item in items if item.keep_audio]
-    assert len(kept) == 5
+    assert Counter(item.split for item in kept) == {"train": 5, "held_out": 9}
     assert not any(item.disturbance for item in kept)
     held = [item for item in items if item.split == "held_out"]
     assert len(held) == 9
