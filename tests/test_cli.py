@@ -22,8 +22,8 @@ from sparq.language.speech_lm import SpeechLM
 from sparq.speech.audio import load_audio, save_audio
 
 COMMANDS = [
-    "demo", "run", "adapt", "quantize", "evaluate", "outliers", "transcribe", "speak", "continue", "corpus", "voices",
-    "units", "vocoder", "export", "deploy", "assets", "paper", "bench",
+    "demo", "run", "finetune", "adapt", "quantize", "evaluate", "outliers", "transcribe", "speak", "continue", "corpus",
+    "voices", "units", "vocoder", "export", "deploy", "assets", "paper", "bench",
 ]  # fmt: skip
 
 

@@ -10,11 +10,20 @@ import argparse
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from sparq import bench_commands, commands, outlier_commands, paper_commands, speech_commands, voice_commands
-from sparq.config import QUANTIZATION_METHODS, QUANTIZATION_ROUNDINGS, SINKS
+from sparq import (
+    bench_commands,
+    commands,
+    finetune_commands,
+    outlier_commands,
+    paper_commands,
+    speech_commands,
+    voice_commands,
+)
+from sparq.config import FINETUNING_METHODS, QUANTIZATION_METHODS, QUANTIZATION_ROUNDINGS, SINKS
 from sparq.errors import SparqError
 
 Command = Callable[[argparse.Namespace], None]
@@ -68,6 +77,8 @@ def _quiet_libraries() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # PEFT reads a property that transformers has given another name.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     # PEFT imports it wherever it is installed; it then complains about a kernel that could not be fetched from a hub.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
@@ -89,6 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--debug", action="store_true", help="show where an unexpected error came from")
     made = parser.add_subparsers(required=True, dest="command", metavar="COMMAND")
     _add_runs(made)
+    _add_finetune(made)
     _add_models(made)
     _add_uses(made)
     _add_data(made)
@@ -133,6 +145,20 @@ def _add_runs(made: Any) -> None:
     command = _add(made, "run", commands.run, "Run a recipe: a shipped one by name, or a YAML file")
     command.add_argument("recipe")
     _add_settings(command, "the recipe")
+
+
+def _add_finetune(made: Any) -> None:
+    text = "Fine-tune a SpeechLM on your own recordings and their transcripts, and say what that changed"
+    command = _add(made, "finetune", finetune_commands.finetune, text)
+    command.add_argument("folder", help="recordings with transcripts, in any layout that sparq corpus knows")
+    command.add_argument("-o", "--output", required=True, help="the new SpeechLM's folder")
+    text = "adapters (lora), the same on frozen weights of 8 or 4 bits, or all weights"
+    command.add_argument("--method", choices=FINETUNING_METHODS, default=FINETUNING_METHODS[0], help=text)
+    text = "different sentences kept to measure on (default: a tenth, from 8 to 100)"
+    command.add_argument("--held-out", type=_positive, help=text)
+    command.add_argument("--beam", type=_positive, default=8, help="width of the beam search that is measured with")
+    _add_model(command)
+    _add_settings(command, "the adaptation, such as steps=200 learning_rate=5e-4")
 
 
 def _add_models(made: Any) -> None:

@@ -33,7 +33,8 @@ def load_model(given: argparse.Namespace) -> SpeechLM:
     return sparq.load(given.model)
 
 
-def _model_folder(given: argparse.Namespace) -> Path:
+def model_folder(given: argparse.Namespace) -> Path:
+    """Find the folder of the SpeechLM that ``--model`` names, or of the one that ships."""
     from sparq.assets import DEFAULT_MODEL, shipped
 
     return Path(given.model) if given.model else shipped(DEFAULT_MODEL)
@@ -87,6 +88,7 @@ def run(given: argparse.Namespace) -> None:
 
 def adapt(given: argparse.Namespace) -> None:
     """Adapt a SpeechLM further."""
+    from sparq.adaptation.ends import best_step
     from sparq.adaptation.training import MEMORY
     from sparq.config import AdaptationConfig
     from sparq.corpus.corpus import Corpus
@@ -98,11 +100,12 @@ def adapt(given: argparse.Namespace) -> None:
     corpus, output = Corpus.load(Path(given.corpus)), Path(given.output)
     with Terminal(quiet=given.json) as terminal:
         watcher = Watcher(terminal.stage, terminal.training, terminal.note)
-        history = adapt_speechlm(_model_folder(given), corpus, given.sink, config, output, watcher)
+        history = adapt_speechlm(model_folder(given), corpus, given.sink, config, output, watcher)
     if given.json:
         print_json(history)
     else:
-        print(f"{output / SPEECHLM}: {history[-1]['step']} steps")
+        kept = f", best at {best_step(history, config.early_stopping)}" if config.early_stopping else ""
+        print(f"{output / SPEECHLM}: {history[-1]['step']} steps{kept}")
         packed = output / TRAINING / MEMORY
         if packed.is_file():
             memory = json.loads(packed.read_text(encoding="utf-8"))
@@ -134,7 +137,7 @@ def quantize(given: argparse.Namespace) -> None:
     )
     with Terminal() as terminal:
         watcher = Watcher(note=terminal.note)
-        quantize_speechlm(_model_folder(given), Corpus.load(Path(given.corpus)), config, Path(given.output), watcher)
+        quantize_speechlm(model_folder(given), Corpus.load(Path(given.corpus)), config, Path(given.output), watcher)
     print(f"{given.output}: {config.name} {config.bits}, simulated")
 
 
@@ -210,8 +213,11 @@ def units(given: argparse.Namespace) -> None:
 
 def export(given: argparse.Namespace) -> None:
     """Write a SpeechLM as a folder to pass on."""
+    from sparq.language.card import copy_card
+
     output = _free_for_speechlm(given)
     load_model(given).save(output, half=given.half, complete=not given.lean)
+    copy_card(Path(given.model), output)
     print(f"{output}: {_megabytes(output.rglob('*'))}")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,15 @@ import numpy as np
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from sparq.adaptation.ends import START
 from sparq.adaptation.examples import ExampleStream
-from sparq.adaptation.training import HISTORY, Report, Training, adapt
+from sparq.adaptation.training import HISTORY, Measure, Report, Training, adapt
 from sparq.artifacts import MANIFEST, fingerprint, read_manifest, require_match
 from sparq.assets import embedded, embedded_names, shipped
 from sparq.attention import install
 from sparq.config import AdaptationConfig, AttentionConfig, VocoderTrainingConfig
 from sparq.corpus.corpus import Corpus
+from sparq.corpus.utterance import Utterance
 from sparq.errors import UserError
 from sparq.evaluation.scoring import live_measure, task_examples
 from sparq.language.folder import no_progress_bars
@@ -54,11 +56,23 @@ class Watcher:
 
 
 def example_stream(
-    model: PreTrainedModel, corpus: Corpus, vocabulary: Vocabulary, config: AdaptationConfig
+    model: PreTrainedModel,
+    corpus: Corpus,
+    vocabulary: Vocabulary,
+    config: AdaptationConfig,
+    rehearsed: Sequence[Utterance] = (),
 ) -> ExampleStream:
-    """Draw batches from what a corpus holds to train on, none of them longer than the model's positions."""
+    """Draw batches from what a corpus holds to train on, none of them longer than the model's positions.
+
+    Args:
+        model: that will read them.
+        corpus: what it learns from.
+        vocabulary: how that is written.
+        config: task weights, size and seed.
+        rehearsed: further utterances, such as text alone (then without units).
+    """
     return ExampleStream(
-        corpus.utterances("train"),
+        [*corpus.utterances("train"), *rehearsed],
         vocabulary,
         config.task_weights,
         config.batch_bins,
@@ -75,6 +89,9 @@ def adapt_model(
     config: AdaptationConfig,
     folder: Path,
     report: Report,
+    *,
+    rehearsed: Sequence[Utterance] = (),
+    measure: Measure | None = None,
 ) -> Training:
     """Adapt a model, its attention installed, to a corpus; live measures are taken on what the corpus held out.
 
@@ -85,13 +102,16 @@ def adapt_model(
         config: how it learns.
         folder: for the log; checkpoints are in it until the training is done.
         report: told of every step.
+        rehearsed: what it shall not forget, drawn from as from the corpus.
+        measure: taken live; None for everything that is known of the held-out part.
     """
-    stream = example_stream(model, corpus, vocabulary, config)
+    stream = example_stream(model, corpus, vocabulary, config, rehearsed)
     held_out = corpus.utterances("held_out")
-    measure = live_measure(vocabulary, held_out) if held_out else None
+    if measure is None and held_out:
+        measure = live_measure(vocabulary, held_out)
     with no_progress_bars():  # of checkpoints, across the one that shows the training
         training = adapt(model, stream, config, folder, measure=measure, report=report)
-    for checkpoint in folder.glob("checkpoint-*"):
+    for checkpoint in [*folder.glob("checkpoint-*"), *folder.glob(START)]:
         shutil.rmtree(checkpoint)  # only needed while it trained
     return training
 

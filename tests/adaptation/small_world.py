@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from sparq.adaptation.examples import ExampleStream
 from sparq.adaptation.start import new_model
 from sparq.adaptation.training import Training, adapt
 from sparq.attention import install
-from sparq.config import AdaptationConfig, CurriculumConfig, LoraConfig, ModelConfig
+from sparq.config import AdaptationConfig, CurriculumConfig, EarlyStoppingConfig, LoraConfig, ModelConfig
 from sparq.corpus.utterance import Utterance
 from sparq.language.tasks import TASKS
 from sparq.language.vocabulary import JointVocabulary
@@ -58,8 +59,17 @@ def joint() -> JointVocabulary:
     return JointVocabulary.train(lines, 80, UNITS)
 
 
-def train(folder: Path, method: str, *, steps: int = 75, accumulate: int = 1) -> Training:
-    """Train with dropout, a curriculum, a decaying schedule and a learned sink; batch 64 begins another round."""
+def rigged(losses: Sequence[float]) -> Callable[[Any], dict[str, float]]:
+    """A live measure that gives these losses one after another, whatever the model has learnt."""
+    coming = iter(losses)
+    return lambda _: {"held_out/asr/loss": next(coming)}
+
+
+def train(folder: Path, method: str, *, steps: int = 75, accumulate: int = 1, losses: Sequence[float] = ()) -> Training:
+    """Train with dropout, a curriculum, a decaying schedule and a learned sink; batch 64 begins another round.
+
+    With ``losses``, which the live measure then gives, it may stop early.
+    """
     config = AdaptationConfig(
         method=method,
         lora=LoraConfig(rank=4, alpha=8),
@@ -71,13 +81,15 @@ def train(folder: Path, method: str, *, steps: int = 75, accumulate: int = 1) ->
         warmup_steps=2,
         log_every=5,
         save_every=10,
+        early_stopping=EarlyStoppingConfig(patience=1) if losses else None,
     )
     vocabulary = joint()
     curriculum = CurriculumConfig(words=1, longest=3, batches=64)
     said_so_far = sentences(30, shortest=1, longest=4)
     stream = ExampleStream(said_so_far, vocabulary, {"asr": 1, "tts": 1}, config.batch_bins, curriculum=curriculum)
-    return adapt(install(new_model(SHAPE, vocabulary), "learned"), stream, config, folder)
+    measure = rigged(losses) if losses else None
+    return adapt(install(new_model(SHAPE, vocabulary), "learned"), stream, config, folder, measure=measure)
 
 
 if __name__ == "__main__":
-    train(Path(sys.argv[1]), sys.argv[2], steps=int(sys.argv[3]))
+    train(Path(sys.argv[1]), sys.argv[2], steps=int(sys.argv[3]), losses=[float(loss) for loss in sys.argv[4:]])

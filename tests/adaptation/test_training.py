@@ -334,12 +334,12 @@ def test_errors_name_the_key(model, stream, tmp_path, values, message):
 
 
 def test_two_processes_share_the_batches(tmp_path):
-    """As ``torchrun --nproc-per-node=2`` starts them."""
+    """As ``torchrun --nproc-per-node=2`` starts them; what stops early, and which step is kept, they agree on."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     shared = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, SCRIPT, tmp_path / "two", "full", "5"]
+    command = [sys.executable, SCRIPT, tmp_path / "two", "full", "5", "1", "2"]
     processes = [subprocess.Popen(command, env={**shared, "RANK": rank, "LOCAL_RANK": rank}) for rank in ("0", "1")]
     assert [process.wait(timeout=300) for process in processes] == [0, 0]
     two = json.loads((tmp_path / "two" / "history.json").read_text())
@@ -347,3 +347,4 @@ def test_two_processes_share_the_batches(tmp_path):
     # Each step sees the same batches; only dropout falls elsewhere.
     assert two[-1]["step"] == one[-1]["step"] == 5
     assert two[-1]["loss"] == pytest.approx(one[-1]["loss"], rel=0.02)
+    assert [entry["held_out/asr/loss"] for entry in (two[0], two[-1])] == [1.0, 2.0]

@@ -1,8 +1,8 @@
 """Training on the four tasks, by transformers' Trainer on Accelerate.
 
 What is ours is small: batches come ready from :class:`~sparq.adaptation.examples.ExampleStream`, Adam is the paper's
-(E.1), a time limit, live measures, and going on after a kill. Mixed precision, several devices, gradient accumulation,
-checkpoints and logs are the Trainer's.
+(E.1), a time limit, live measures, early stopping by them, and going on after a kill. Mixed precision, several devices,
+gradient accumulation, checkpoints and logs are the Trainer's.
 """
 
 from __future__ import annotations
@@ -23,6 +23,16 @@ from torch.utils.tensorboard import SummaryWriter
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
+from sparq.adaptation.ends import (
+    START,
+    best_step,
+    is_spent,
+    last_step,
+    require_measured,
+    seconds_taken,
+    share_done,
+    warmup_steps,
+)
 from sparq.adaptation.examples import ExampleStream
 from sparq.adaptation.lora import add_lora, merge_lora
 from sparq.adaptation.optimizers import make_optimizer
@@ -38,9 +48,6 @@ SCHEDULES = {
     "cosine": "cosine",
     "inverse_sqrt": "inverse_sqrt",
 }
-ENDLESS = 10**9  # steps of a training that only time ends
-WARMUP_SHARE, LONGEST_WARMUP = 0.1, 2500  # where none is given: of the steps, and the paper's (E.1)
-ENDLESS_WARMUP = 100  # where there is no last step to take a share of
 HISTORY = "history.json"
 MEMORY = "base_memory.json"
 TENSORBOARD = "tensorboard"
@@ -60,12 +67,14 @@ class Training:
         history: by rising "step", what was logged: "loss" (nats a token, mean since the entry before), "learning_rate",
             "grad_norm" (before clipping), "seconds" (of training, over all its runs), and what was measured live.
         steps: optimizer steps taken in all.
+        kept: the step that the weights are of: the last one, or with early stopping the best (0: as it began).
         memory: of the frozen base, before and after it was packed; None for other methods than QLoRA.
     """
 
     model: PreTrainedModel
     history: list[Logged]
     steps: int
+    kept: int
     memory: BaseMemory | None = None
 
 
@@ -100,17 +109,32 @@ class AdaptationTrainer(Trainer):
         return self.accelerator.prepare(loader)
 
     def go_on(self, checkpoint: Path | None) -> PreTrainedModel | PeftModel:
-        """Train from a checkpoint or from the start; behind the last step, only load what was trained."""
+        """Train from a checkpoint or from the start; behind the end, only load what was trained."""
+        stopping = self._config.early_stopping
         state = TrainerState.load_from_json(str(checkpoint / _STATE)) if checkpoint else TrainerState()
-        if _share_done(self._config, state.global_step, self.args.max_steps, _seconds(state)) < 1:
+        stopped = stopping is not None and is_spent(state.log_history, stopping)
+        if not stopped and share_done(self._config, state.global_step, self.args.max_steps, seconds_taken(state)) < 1:
+            if stopping and checkpoint is None:
+                self.save_model(f"{self.args.output_dir}/{START}")
             self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         else:
             self.state = state
             self._load_from_checkpoint(str(checkpoint))
+        if self.kept != self.state.global_step:
+            best = f"checkpoint-{self.kept}" if self.kept else START
+            self._load_from_checkpoint(f"{self.args.output_dir}/{best}")
         # Out of the wrappers of several devices, and of half precision, which would stay around the forward pass.
         model = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
         base_model(model).config.use_cache = True
         return model
+
+    @property
+    def kept(self) -> int:
+        """The step whose weights are the result."""
+        if self._config.early_stopping is None:
+            return self.state.global_step
+        # What is measured is in the history of the first process alone.
+        return _largest(best_step(self.state.log_history, self._config.early_stopping), self.args.device)
 
 
 class _Live(TrainerCallback):
@@ -128,26 +152,41 @@ class _Live(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._began = time.monotonic() - _seconds(state)
+        self._began = time.monotonic() - seconds_taken(state)
         if state.is_world_process_zero:
             # Hides what a killed run had written behind the checkpoint that this one goes on from.
             self._board = SummaryWriter(str(self._folder / TENSORBOARD), purge_step=state.global_step + 1)
+        if self._config.early_stopping and state.global_step == 0:
+            self._measure_live(state, kwargs["model"])
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         minutes = self._config.minutes
-        if minutes is not None and _anywhere(self._elapsed() >= 60 * minutes, args.device):
+        if minutes is not None and _largest(self._elapsed() >= 60 * minutes, args.device):
             control.should_training_stop = control.should_save = True
         # A loss that is not finite must be seen before the model is saved.
         control.should_log |= control.should_save
-        if self._measure and state.is_world_process_zero and state.global_step % self._config.save_every == 0:
-            model = base_model(kwargs["model"])
-            values = {name: float(value) for name, value in self._measure(model).items()}
-            model.train()
-            state.log_history.append({**values, "step": state.global_step})
-            self._show(values, state.global_step)
+        stopping = self._config.early_stopping
+        if state.global_step % self._config.save_every == 0 or (stopping and control.should_training_stop):
+            self._measure_live(state, kwargs["model"])
+            if stopping:
+                # The Trainer lets the checkpoint of this step stay.
+                state.best_global_step = _largest(best_step(state.log_history, stopping), args.device)
+                control.should_training_stop |= bool(_largest(is_spent(state.log_history, stopping), args.device))
         if self._report and state.is_world_process_zero:
-            share = _share_done(self._config, state.global_step, state.max_steps, self._elapsed())
+            share = share_done(self._config, state.global_step, state.max_steps, self._elapsed())
             self._report(state.global_step, share, self._latest)
+
+    def _measure_live(self, state: TrainerState, trained: nn.Module) -> None:
+        """Measure the model in the first process, and put that into the history."""
+        if self._measure is None or not state.is_world_process_zero:
+            return
+        model = base_model(trained)
+        values = {name: float(value) for name, value in self._measure(model).items()}
+        model.train()
+        if self._config.early_stopping:
+            require_measured(values, self._config.early_stopping)
+        state.log_history.append({**values, "step": state.global_step})
+        self._show(values, state.global_step)
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         logs = kwargs["logs"]
@@ -195,20 +234,22 @@ def adapt(
         config: method, optimizer, schedule, ends; the same as when the checkpoints were made.
         folder: for checkpoints, TensorBoard events, the history, and what QLoRA saved (``MEMORY``).
         measure: called every ``config.save_every`` steps with the model (adapters in place); its values join the
-            history.
+            history, and early stopping goes by them.
         report: called after every step with the step, the share of the training that is done (0 to 1), and what was
             logged last under each name.
 
     Raises:
-        UserError: the loss is not finite, a decaying schedule has no last step, half precision has no GPU, or QLoRA no
-            bitsandbytes.
+        UserError: the loss is not finite, a decaying schedule has no last step, half precision has no GPU, QLoRA no
+            bitsandbytes, or early stopping no measure.
     """
+    if config.early_stopping and measure is None:
+        require_measured({}, config.early_stopping)
     if config.precision == "float16" and not torch.cuda.is_available():
         raise UserError("adaptation.precision: float16 needs a GPU (expected float32 or bfloat16 without one)")
     trained, memory = _with_adapters(model, config)
     arguments = _arguments(config, folder)
-    arguments.max_steps = _last_step(config, stream, arguments.world_size)
-    arguments.warmup_steps = _warmup(config, arguments.max_steps)
+    arguments.max_steps = last_step(config, stream, arguments.world_size)
+    arguments.warmup_steps = warmup_steps(config, arguments.max_steps)
     checkpoint = last_checkpoint(folder)
     taken = int(checkpoint.name.split("-")[1]) if checkpoint else 0
     live = _Live(config, folder, measure, report)
@@ -230,7 +271,7 @@ def adapt(
         if memory:
             write_text(folder / MEMORY, json.dumps(dataclasses.asdict(memory), indent=1) + "\n")
     plain = merge_lora(unpack_base(finished)) if isinstance(finished, PeftModel) else finished
-    return Training(plain.eval(), history, trainer.state.global_step, memory)
+    return Training(plain.eval(), history, trainer.state.global_step, trainer.kept, memory)
 
 
 def _with_adapters(
@@ -277,40 +318,13 @@ def _arguments(config: AdaptationConfig, folder: Path) -> TrainingArguments:
     )
 
 
-def _last_step(config: AdaptationConfig, stream: ExampleStream, processes: int) -> int:
-    ends = [config.steps] if config.steps is not None else []
-    if config.epochs is not None:
-        ends.append(max(1, round(config.epochs * stream.batches_per_epoch / (config.accumulate * processes))))
-    if not ends and config.schedule in {"linear", "cosine"}:
-        raise UserError(
-            f"adaptation.schedule: {config.schedule} needs a last step (give steps or epochs beside minutes)"
-        )
-    return min(ends, default=ENDLESS)
-
-
-def _warmup(config: AdaptationConfig, last_step: int) -> int:
-    if config.warmup_steps is not None:
-        return config.warmup_steps
-    return ENDLESS_WARMUP if last_step == ENDLESS else min(LONGEST_WARMUP, round(WARMUP_SHARE * last_step))
-
-
-def _seconds(state: TrainerState) -> float:
-    """Read how long the training had taken when it was last logged."""
-    return max((float(entry.get("seconds", 0)) for entry in state.log_history), default=0.0)
-
-
-def _share_done(config: AdaptationConfig, step: int, last_step: int, seconds: float) -> float:
-    """Say which share of a training is done, 0 to 1; it ends at the first of its ends."""
-    return min(1.0, max(step / last_step, seconds / (60 * config.minutes) if config.minutes else 0.0))
-
-
-def _anywhere(here: bool, device: torch.device) -> bool:
-    """Say whether something is so in any process, so that all do the same."""
+def _largest(here: int, device: torch.device) -> int:
+    """Give the largest of what the processes have, so that all do the same; a truth is 1."""
     if not torch.distributed.is_initialized():
-        return here
-    flag = torch.tensor(int(here), device=device)
-    torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
-    return bool(flag)
+        return int(here)
+    number = torch.tensor(int(here), device=device)
+    torch.distributed.all_reduce(number, torch.distributed.ReduceOp.MAX)
+    return int(number)
 
 
 def _by_step(log: Sequence[Mapping[str, float]]) -> list[Logged]:

@@ -8,11 +8,13 @@ folder (for encoders and language models also the name of a model on a hub); wit
 from __future__ import annotations
 
 from sparq.config.adaptation import (
+    FINETUNING_METHODS,
     INITIALISATIONS,
     LORA_TARGETS,
     TASKS,
     AdaptationConfig,
     CurriculumConfig,
+    EarlyStoppingConfig,
     LoraConfig,
     QloraConfig,
 )
@@ -45,6 +47,7 @@ from sparq.config.vocoder import (
 )
 
 __all__ = [
+    "FINETUNING_METHODS",
     "INITIALISATIONS",
     "LORA_TARGETS",
     "QUANTIZATION_METHODS",
@@ -57,6 +60,7 @@ __all__ = [
     "ClippingConfig",
     "CorpusConfig",
     "CurriculumConfig",
+    "EarlyStoppingConfig",
     "EncoderConfig",
     "EvaluationConfig",
     "GatingConfig",

@@ -9,6 +9,7 @@ from sparq.schema import key
 
 TASKS = ("textlm", "speechlm", "asr", "tts")
 LORA_TARGETS = ("q", "k", "v", "o", "mlp")
+FINETUNING_METHODS = ("lora", "qlora8", "qlora4", "full")  # of sparq finetune: a method, and the bits of its base
 INITIALISATIONS = ("default", "pissa", "milora", "loftq")
 
 
@@ -76,6 +77,21 @@ class CurriculumConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EarlyStoppingConfig:
+    """An end where a held-out loss no longer falls; the weights with the lowest one are kept.
+
+    The loss is measured before training, every ``save_every`` steps and at the end.
+
+    Attributes:
+        patience: measurements without a new lowest loss after which training ends.
+        task: whose loss is watched.
+    """
+
+    patience: int = key(3, minimum=1)
+    task: str = key("asr", choices=TASKS)
+
+
+@dataclass(frozen=True, kw_only=True)
 class AdaptationConfig:
     """How the language model learns the four tasks (paper, E.1); it ends at the first of steps, epochs, minutes.
 
@@ -97,6 +113,7 @@ class AdaptationConfig:
         steps: optimizer steps.
         epochs: passes over the corpus.
         minutes: time spent training.
+        early_stopping: may end it sooner, and keeps the best weights; null for the last ones.
         gradient_clip: largest norm of the gradient.
         label_smoothing: probability given to the other pieces.
         precision: of the computation; the weights stay in float32.
@@ -121,6 +138,7 @@ class AdaptationConfig:
     steps: int | None = key(None, minimum=1)
     epochs: float | None = key(None, above=0)
     minutes: float | None = key(None, above=0)
+    early_stopping: EarlyStoppingConfig | None = None
     gradient_clip: float = key(1.0, above=0)
     label_smoothing: float = key(0.0, minimum=0, maximum=0.9)
     precision: str = key("float32", choices=("float32", "bfloat16", "float16"))

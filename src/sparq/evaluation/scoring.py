@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from transformers import PreTrainedModel
 
@@ -159,19 +159,35 @@ def live_measure(
     few = list(utterances[:LIVE])
 
     def measure(model: PreTrainedModel) -> dict[str, float]:
-        values: dict[str, float] = {}
-        for task in TASKS:
-            made = _task_examples(vocabulary, few, task)
-            examples = [one for one in made if len(one.input_ids) <= model.config.max_position_embeddings]
-            if not examples:
-                continue
-            likelihood = perplexity(model, examples)
-            values[f"held_out/{task}/accuracy"] = likelihood.next_token_accuracy
-            values[f"held_out/{task}/loss"] = math.log(likelihood.perplexity)
-            for kind in (kind for kind, measured in MODALITIES.items() if measured == task):
+        values = task_losses(model, vocabulary, few)
+        for kind, task in MODALITIES.items():
+            if examples := _examples_that_fit(model, vocabulary, few, task):
                 outside, inside = outliers(model, padded_batches(examples)), sinks(model, padded_batches(examples))
                 values |= {f"outliers/{kind}/{name}": getattr(outside, name) for name in LIVE_OUTLIERS}
                 values |= {f"outliers/{kind}/{name}": getattr(inside, name) for name in LIVE_SINKS}
         return values
 
     return measure
+
+
+def task_losses(
+    model: PreTrainedModel, vocabulary: Vocabulary, utterances: Sequence[Utterance], tasks: Iterable[str] = TASKS
+) -> dict[str, float]:
+    """Measure next-token accuracy (percent) and loss (nats a piece) of tasks, each named by its task.
+
+    Examples that are longer than the model's positions are left out, and so is a task without any example.
+    """
+    values: dict[str, float] = {}
+    for task in tasks:
+        if examples := _examples_that_fit(model, vocabulary, utterances, task):
+            likelihood = perplexity(model, examples)
+            values[f"held_out/{task}/accuracy"] = likelihood.next_token_accuracy
+            values[f"held_out/{task}/loss"] = math.log(likelihood.perplexity)
+    return values
+
+
+def _examples_that_fit(
+    model: PreTrainedModel, vocabulary: Vocabulary, utterances: Sequence[Utterance], task: str
+) -> list[Example]:
+    made = _task_examples(vocabulary, utterances, task)
+    return [one for one in made if len(one.input_ids) <= model.config.max_position_embeddings]
