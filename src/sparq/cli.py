@@ -81,6 +81,9 @@ def _quiet_libraries() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     # PEFT imports it wherever it is installed; it then complains about a kernel that could not be fetched from a hub.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    # So does transformers with torchao, which warns of GPU kernels that are not for this machine.
+    for name in ("torchao", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def _positive(text: str) -> int:
@@ -278,13 +281,14 @@ def _add_data(made: Any) -> None:
     command.add_argument("--half", action="store_true", help="weights in half precision")
     command.add_argument("--lean", action="store_true", help="without the parts that ship with SpARQ")
 
-    text = "Write a SpeechLM that is really smaller and faster on a CPU (ONNX Runtime)"
+    text = "Write a SpeechLM that is really smaller and faster: for a CPU (ONNX Runtime), or a GPU (torch)"
     command = _add(made, "deploy", commands.deploy, text, as_json=False)
     command.add_argument("model", nargs="?", help="a SpeechLM folder (default: the model that ships)")
     command.add_argument("-o", "--output", required=True, help="a folder; an older SpeechLM of that name is replaced")
-    command.add_argument("--bits", type=int, default=4, help="of the weights: 4 (default), 8, or 32 for float32")
-    text = "what low-bit weights are multiplied by: int8 (default) or float32, which is far slower"
-    command.add_argument("--activations", default="int8", help=text)
+    command.add_argument("--bits", type=int, default=4, help="of the weights: 4 (default), 8, or 32 (onnx) for float32")
+    command.add_argument("--engine", default="onnx", help="what computes: onnx (default; on a CPU) or torch")
+    text = "what low-bit weights are multiplied by, with onnx: int8 (default) or float32, which is far slower"
+    command.add_argument("--activations", help=text)
     command.add_argument("--lean", action="store_true", help="without the parts that ship with SpARQ")
 
     _add(made, "assets", commands.assets, "List the models that travel in packages and those that ship")

@@ -222,17 +222,17 @@ def export(given: argparse.Namespace) -> None:
 
 
 def deploy(given: argparse.Namespace) -> None:
-    """Write a SpeechLM that is really smaller and faster on a CPU."""
+    """Write a SpeechLM that is really smaller."""
     from sparq.deployment import DeploymentConfig
-    from sparq.deployment.graph import GRAPH, WEIGHTS
     from sparq.language.deploy import deploy
+    from sparq.language.folder import weight_files
 
-    config = DeploymentConfig(given.bits, given.activations)
+    config = DeploymentConfig(given.bits, given.activations, given.engine)
     output = _free_for_speechlm(given)
     lm = load_model(given)
     whole = 4 * sum(parameter.numel() for parameter in lm.model.parameters())
-    deploy(lm, output, config.bits, config.activations, complete=not given.lean)
-    model = [output / name for name in (GRAPH, WEIGHTS)]
+    deploy(lm, output, config.bits, config.activations, engine=config.engine, complete=not given.lean)
+    model = weight_files(output)
     share = sum(path.stat().st_size for path in model) / whole
     print(f"{output}: {config.name}, the model {_megabytes(model)}, {100 * share:.0f} % of float32's")
 

@@ -1,6 +1,7 @@
 """Deployed language models: really smaller and faster, where quantisation elsewhere is simulated.
 
-`deploy` is the door: it writes a model as a graph for ONNX Runtime, its weights in 4 or 8 bits or as they are.
+There are two doors. `deploy` writes a model as a graph for ONNX Runtime, its weights in 4 or 8 bits or as they are;
+`quantize_in_torch` leaves a torch model, whose weights are codes of 4 or 8 bits.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ from transformers import PreTrainedModel
 from sparq.deployment.config import RECORD, DeploymentConfig
 from sparq.deployment.decoder import Decoder
 from sparq.deployment.graph import Graph
+from sparq.deployment.in_torch import quantize_in_torch
 from sparq.deployment.reading import require_deployable
 from sparq.deployment.runtime import DeployedModel
 
-__all__ = ["DeployedModel", "DeploymentConfig", "deploy"]
+__all__ = ["DeployedModel", "DeploymentConfig", "deploy", "quantize_in_torch"]
 
 
 def deploy(model: PreTrainedModel, config: DeploymentConfig, folder: Path) -> DeployedModel:

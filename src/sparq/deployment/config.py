@@ -8,35 +8,47 @@ from sparq.errors import UserError
 from sparq.quantization.blocks import DEPLOYED
 
 RECORD = DEPLOYED  # in config.json
-BITS = (4, 8, 32)
-ACTIVATIONS = ("int8", "float32")
 FULL = 32
+# What computes → width of the weights → what they are multiplied by, the usual first.
+ENGINES: dict[str, dict[int, tuple[str, ...]]] = {
+    "onnx": {4: ("int8", "float32"), 8: ("int8", "float32"), FULL: ("float32", "int8")},
+    "torch": {4: ("bfloat16",), 8: ("int8",)},
+}
+_WIDTHS = {"int8": 8, "bfloat16": 16, "float32": FULL}
 
 
 @dataclasses.dataclass(frozen=True)
 class DeploymentConfig:
-    """How a language model is written as a graph for ONNX Runtime.
+    """How a language model is deployed.
 
     Attributes:
-        bits: width of the weights and embeddings: 4, 8, or 32 for the model as it is. Of 4, the output layer (and
-            embeddings tied to it) take 8: on speechlm-max that gives a quarter of the lost perplexity back for a
-            twentieth more bytes.
-        activations: what a low-bit weight is multiplied by. "int8" rounds the input of every product to 8 bits, one
-            scale for each row and block of it, which is what processors are fast at; "float32" leaves it as it is,
-            and is far slower.
+        bits: width of the weights and embeddings: 4, 8, or (onnx alone) 32 for the model as it is. Of 4, the output
+            layer (and embeddings tied to it; with torch all embeddings) take 8: on speechlm-max that gives a quarter of
+            the lost perplexity back for a twentieth more bytes.
+        activations: what a low-bit weight is multiplied by; None for what the engine is fast at. "int8" rounds the
+            input of every product to 8 bits as it comes (onnx: a scale for each row and block of it; torch: for each
+            row); "float32" leaves it as it is, and is far slower; "bfloat16" is what torch multiplies 4 bits by.
+        engine: "onnx" writes a graph for ONNX Runtime, on a CPU; "torch" leaves a torch model, with torchao's kernels,
+            on a CPU or GPU.
 
     Raises:
-        UserError: a value is unknown; the message names key and value.
+        UserError: a value is unknown, or not among those of the engine; the message names key and value.
     """
 
     bits: int = 4
-    activations: str = "int8"
+    activations: str | None = None
+    engine: str = "onnx"
 
     def __post_init__(self) -> None:
-        if isinstance(self.bits, bool) or self.bits not in BITS:
-            raise UserError(f"deployment.bits: {self.bits!r} is not one of {', '.join(map(str, BITS))}")
-        if self.activations not in ACTIVATIONS:
-            raise UserError(f"deployment.activations: {self.activations!r} is not one of {', '.join(ACTIVATIONS)}")
+        if self.engine not in ENGINES:
+            raise UserError(f"deployment.engine: {self.engine!r} is not one of {', '.join(ENGINES)}")
+        widths = ENGINES[self.engine]
+        if isinstance(self.bits, bool) or self.bits not in widths:
+            known = ", ".join(map(str, widths))
+            raise UserError(f"deployment.bits: {self.bits!r} is not one of {known} (engine {self.engine})")
+        if self.activations not in {None, *widths[self.bits]}:
+            known = f"{', '.join(widths[self.bits])} (engine {self.engine}, {self.bits} bits)"
+            raise UserError(f"deployment.activations: {self.activations!r} is not one of {known}")
 
     @property
     def packed(self) -> bool:
@@ -49,11 +61,16 @@ class DeploymentConfig:
         return max(self.bits, 8)
 
     @property
+    def inputs(self) -> str:
+        """What weights are multiplied by."""
+        return (self.packed and self.activations) or ENGINES[self.engine][self.bits][0]
+
+    @property
     def accuracy_level(self) -> int:
         """What ONNX Runtime's ``MatMulNBits`` calls the precision of its inputs."""
-        return 4 if self.activations == "int8" else 0
+        return 4 if self.inputs == "int8" else 0
 
     @property
     def name(self) -> str:
         """The widths, for example "W4A8"."""
-        return f"W{self.bits}A{8 if self.packed and self.activations == 'int8' else FULL}"
+        return f"W{self.bits}A{_WIDTHS[self.inputs]}"

@@ -38,6 +38,16 @@ class Linear:
     bias: np.ndarray | None
 
 
+def require_merged(model: PreTrainedModel) -> None:
+    """Refuse a model with adapters.
+
+    Raises:
+        UserError: it has some.
+    """
+    if hasattr(model, "peft_config"):
+        raise UserError("deployment: the model carries adapters; merge them before it is deployed")
+
+
 def require_deployable(model: PreTrainedModel) -> AttentionSettings:
     """Say which attention a model has, if a graph can compute what the model does.
 
@@ -46,8 +56,7 @@ def require_deployable(model: PreTrainedModel) -> AttentionSettings:
             no graph, a quantisation that needs more than its weights.
     """
     config: Any = model.config
-    if hasattr(model, "peft_config"):
-        raise UserError("deployment: the model carries adapters; merge them before it is deployed")
+    require_merged(model)
     if config.model_type not in DECODERS:
         raise UserError(f"deployment: model_type {config.model_type!r} has no graph ({', '.join(DECODERS)} have)")
     architecture(model)  # refuses a deployed model

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from sparq.config import EvaluationConfig
 from sparq.corpus.utterance import Utterance
-from sparq.deployment import DeployedModel
+from sparq.deployment.config import RECORD
 from sparq.errors import UserError
 from sparq.evaluation.degradation import Scores
 from sparq.evaluation.outliers import OutlierReport, outliers
@@ -109,8 +109,9 @@ def assess(
     progress("perplexity")
     likelihoods = {task: perplexity(lm.model, task_examples(lm.vocabulary, chosen, task)) for task in TASKS}
     progress("outliers")
-    # A deployed model is a graph, of which only the logits are seen.
-    report = {} if isinstance(lm.model, DeployedModel) else outliers_by_modality(lm.model, lm.vocabulary, chosen)
+    # Of a deployed model, which may be a graph, only the logits are seen.
+    deployed = getattr(lm.model.config, RECORD, None) is not None
+    report = {} if deployed else outliers_by_modality(lm.model, lm.vocabulary, chosen)
     progress("listening")
     transcripts = lm.write_down([u.units for u in chosen], listening)
     progress("speaking")

@@ -1,4 +1,4 @@
-"""A SpeechLM deployed: the same folder, with a graph for ONNX Runtime in place of the model."""
+"""A SpeechLM deployed: the same folder, with a graph for ONNX Runtime, or low-bit codes, in place of the model."""
 
 from __future__ import annotations
 
@@ -7,21 +7,29 @@ from pathlib import Path
 
 from sparq.deployment import DeploymentConfig
 from sparq.deployment import deploy as deploy_model
+from sparq.deployment.in_torch import quantized_copy
 from sparq.language.speech_lm import SpeechLM
 
 
 def deploy(
-    lm: SpeechLM, folder: str | Path, bits: int = 4, activations: str = "int8", *, complete: bool = True
+    lm: SpeechLM,
+    folder: str | Path,
+    bits: int = 4,
+    activations: str | None = None,
+    *,
+    engine: str = "onnx",
+    complete: bool = True,
 ) -> SpeechLM:
-    """Write a SpeechLM that is really smaller and faster on a CPU, and load it.
+    """Write a SpeechLM that is really smaller, and faster where its engine is at home, and load it.
 
     `docs/deployment.md` says when to choose which width.
 
     Args:
-        lm: the SpeechLM; see `sparq.deployment.deploy` for what can be deployed.
+        lm: the SpeechLM; `sparq.deployment.deploy` and `quantize_in_torch` say what can be deployed.
         folder: its name; an older folder of that name is replaced. `sparq.load` reads it.
-        bits: width of weights and embeddings: 4, 8, or 32 for the model as it is.
-        activations: "int8" or "float32", what low-bit weights are multiplied by.
+        bits: width of weights and embeddings: 4, 8, or (onnx alone) 32 for the model as it is.
+        activations: what low-bit weights are multiplied by; None for what the engine is fast at.
+        engine: "onnx" for a CPU, or "torch" for a GPU; see `sparq.deployment.DeploymentConfig`.
         complete: write every part; otherwise parts that ship with SpARQ are left out and taken from there.
 
     Returns:
@@ -30,10 +38,10 @@ def deploy(
     Raises:
         UserError: the model cannot be deployed, or not so; the message says why.
     """
-    folder, config = Path(folder), DeploymentConfig(bits, activations)
+    folder, config = Path(folder), DeploymentConfig(bits, activations, engine)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as work:
-        model = deploy_model(lm.model, config, Path(work))
-        made = SpeechLM(model, lm.vocabulary, lm.codebook, lm.vocoder, limits=lm.limits)
-        made.save(folder, complete=complete)
+        made = quantized_copy(lm.model, config) if engine == "torch" else deploy_model(lm.model, config, Path(work))
+        deployed = SpeechLM(made, lm.vocabulary, lm.codebook, lm.vocoder, limits=lm.limits)
+        deployed.save(folder, complete=complete)
     return SpeechLM.load(folder)

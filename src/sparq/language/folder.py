@@ -22,9 +22,11 @@ import sparq.quantization  # noqa: F401 - makes transformers know the simulated 
 from sparq.artifacts import Manifest, fingerprint, new_folder, read_manifest, require_match, write_manifest
 from sparq.assets import shipped
 from sparq.attention import installed, load_pretrained
+from sparq.attention.install import CONFIG_KEY
 from sparq.deployment import DeployedModel
 from sparq.deployment.config import RECORD
 from sparq.deployment.graph import GRAPH, WEIGHTS
+from sparq.deployment.in_torch import require_device
 from sparq.errors import UserError
 from sparq.language.vocabulary import Vocabulary, load_vocabulary
 from sparq.speech.units import Codebook
@@ -63,14 +65,15 @@ def write_folder(
         complete: write every part; otherwise those that ship with SpARQ are left out.
 
     Raises:
-        UserError: the model carries adapters that are not merged, or was put into low bits in memory.
+        UserError: the model carries adapters that are not merged, or is deployed and shall be halved.
     """
     model = parts.model
     if hasattr(model, "peft_config"):
         raise UserError(f"{folder}: the model carries adapters; merge them before it is saved")
-    if getattr(model.config, RECORD, None) is not None and not isinstance(model, DeployedModel):
-        raise UserError(f"{folder}: the model was put into low bits in memory; save it before that")
-    quantization = getattr(model.config, "quantization_config", None)
+    deployed = getattr(model.config, RECORD, None)
+    if deployed and half:
+        raise UserError(f"{folder}: the model is deployed; its weights stay as they are")
+    quantization = None if deployed else getattr(model.config, "quantization_config", None)
     attention = installed(model)
     inputs = {}
     with new_folder(folder) as new:
@@ -89,8 +92,8 @@ def write_folder(
             "quantization": quantization and quantization.to_dict(),
             "weights": _hash_of_weights(new),
         }
-        if isinstance(model, DeployedModel):
-            told |= {"attention": model.attention, "deployment": dataclasses.asdict(model.settings)}
+        if deployed:
+            told |= {"attention": getattr(model.config, CONFIG_KEY, None), "deployment": deployed}
         return write_manifest(new, KIND, {**settings, **told}, inputs)
 
 
@@ -99,7 +102,7 @@ def read_folder(folder: Path, device: str = "cpu") -> tuple[Parts, Mapping[str, 
 
     Args:
         folder: the folder.
-        device: where model and vocoder compute, in single precision; a deployed model knows the cpu alone.
+        device: where model and vocoder compute, in single precision; a deployed graph knows the cpu alone.
 
     Returns:
         The parts, and the settings.
@@ -123,11 +126,16 @@ def read_folder(folder: Path, device: str = "cpu") -> tuple[Parts, Mapping[str, 
 def _model(folder: Path, device: str) -> Any:
     if (folder / GRAPH).is_file():
         if torch.device(device).type != "cpu":
-            raise UserError(f"device: {device} (the deployed model in {folder} computes on the cpu)")
+            raise UserError(
+                f"device: {device} (the deployed model in {folder} computes on the cpu; deploy with the engine torch)"
+            )
         return DeployedModel(folder)
     try:
         with no_progress_bars():
-            return load_pretrained(folder, dtype=torch.float32).to(device)
+            model = load_pretrained(folder, dtype=torch.float32)
+        if getattr(model.config, RECORD, None):
+            require_device(model.config, device)
+        return model.to(device)
     except UserError:
         raise
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
@@ -148,9 +156,13 @@ def _fingerprint_of_shipped(name: str) -> str | None:
         return None
 
 
+def weight_files(folder: Path) -> list[Path]:
+    """List the files that a model's weights are in, and its graph if it has one."""
+    return [*folder.glob("*.safetensors"), *(path for path in (folder / GRAPH, folder / WEIGHTS) if path.is_file())]
+
+
 def _hash_of_weights(folder: Path) -> str:
-    files = [*folder.glob("*.safetensors"), *(path for path in (folder / GRAPH, folder / WEIGHTS) if path.is_file())]
-    return fingerprint({path.name: path for path in files})
+    return fingerprint({path.name: path for path in weight_files(folder)})
 
 
 def _halved(model: Any) -> dict[str, torch.Tensor]:
