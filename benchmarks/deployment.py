@@ -2,6 +2,7 @@
 
     python benchmarks/deployment.py speed speechlm-max --threads 1         # any model that `sparq bench deploy` takes
     python benchmarks/deployment.py speed smollm2-135m --extended 1007
+    python benchmarks/deployment.py speed smollm2-135m --extended 1007 --device cuda --output results/deploy_cuda.json
     python benchmarks/deployment.py scores speechlm-max runs/small-trunk/corpus --sentences 50
 
 Each call adds to the file; what it holds under another name stays. With --extended the model gets so many more ids and
@@ -29,7 +30,7 @@ from sparq.attention import load_pretrained
 from sparq.bench_commands import told_of
 from sparq.config import EvaluationConfig
 from sparq.corpus.corpus import Corpus
-from sparq.deployment.speed import BASELINE, Load, compare
+from sparq.deployment.speed import BASELINE, LOW_BIT, ONNX, Load, compare, forms_here
 from sparq.evaluation.scoring import assess
 from sparq.language.folder import no_progress_bars
 from sparq.making import language_model, ready_made
@@ -51,7 +52,7 @@ def speed(given: argparse.Namespace) -> dict[str, Any]:
         model = sparq.load(folder).model
     else:
         model = load_pretrained(language_model(given.model), dtype=torch.float32)
-    load = Load(given.prompt, given.tokens, given.repeats, given.threads)
+    load = Load(given.prompt, given.tokens, given.repeats, given.threads, given.device)
     with tempfile.TemporaryDirectory() as work, no_progress_bars():
         found = compare(model, Path(work), load, told=lambda form: print(form, "...", flush=True))
     base = next(one for one in found if one.form == BASELINE)
@@ -72,10 +73,13 @@ def scores(given: argparse.Namespace) -> dict[str, Any]:
     held_out = Corpus.load(given.corpus).utterances("held_out")
     judge, config, rows = load_recogniser(), EvaluationConfig(sentences=given.sentences), []
     with tempfile.TemporaryDirectory() as work:
-        for form, bits in (("torch float32", None), ("onnx float32", 32), ("onnx int8", 8), ("onnx 4-bit", 4)):
+        for form in forms_here("cpu"):
             lm = sparq.load(folder)
+            bits = {**LOW_BIT, **ONNX}.get(form)
             if bits is not None:
-                lm = sparq.deploy(lm, Path(work) / str(bits), bits)
+                lm = sparq.deploy(lm, Path(work) / form, bits, engine=form.split()[0])
+            elif form != BASELINE:
+                continue
             result = assess(lm, held_out, judge, config)
             row = {name: round(value, 3) for name, value in dataclasses.asdict(result.scores).items()}
             rows.append({"form": form, **row})
@@ -94,6 +98,7 @@ def main() -> None:
     timed.add_argument("--tokens", type=int, default=Load.decoded)
     timed.add_argument("--repeats", type=int, default=Load.repeats)
     timed.add_argument("--threads", type=int, default=0)
+    timed.add_argument("--device", default="cpu", help="where torch computes")
     scored = parts.add_parser("scores")
     scored.set_defaults(call=scores)
     scored.add_argument("model")

@@ -17,18 +17,19 @@ if TYPE_CHECKING:
 
 def deploy(given: argparse.Namespace) -> None:
     """Measure what a deployment saves."""
-    from sparq.deployment.speed import BASELINE, FORMS, Load, compare
+    from sparq.deployment.speed import BASELINE, Load, compare, forms_here
     from sparq.language.folder import no_progress_bars
 
-    load = Load(given.prompt, given.tokens, given.repeats, given.threads)
+    load = Load(given.prompt, given.tokens, given.repeats, given.threads, given.device)
+    forms = forms_here(load.device)
     model = _language_model(given.model)
 
     def told(form: str) -> None:
         if not given.json:
-            print(f"measuring {form} ({FORMS.index(form) + 1} of {len(FORMS)}) ...", file=sys.stderr)
+            print(f"measuring {form} ({forms.index(form) + 1} of {len(forms)}) ...", file=sys.stderr)
 
     with tempfile.TemporaryDirectory(prefix="sparq-bench-") as work, no_progress_bars():
-        speeds = compare(model, Path(work), load, told=told)
+        speeds = compare(model, Path(work), load, forms, told)
     base = next(speed for speed in speeds if speed.form == BASELINE)
     if given.json:
         print_json({"load": dataclasses.asdict(load), "forms": [told_of(speed, base) for speed in speeds]})
@@ -42,7 +43,8 @@ def deploy(given: argparse.Namespace) -> None:
             f"{speed.peak_memory / 1e6:14.0f}{speed.prefill:13.0f}{row['prefill_ratio']:7.2f}x"
             f"{speed.decode:13.1f}{row['decode_ratio']:7.2f}x"
         )
-    print(f"x: of {BASELINE}; {base.memory_before / 1e6:.0f} MB of the peak are Python, torch and transformers")
+    before = f"; {base.memory_before / 1e6:.0f} MB of the peak are Python, torch and transformers"
+    print(f"x: of {BASELINE}{before if load.device == 'cpu' else ''}")
 
 
 def told_of(speed: Speed, base: Speed) -> dict[str, Any]:

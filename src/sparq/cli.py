@@ -321,7 +321,7 @@ def _add_bench(made: Any) -> None:
     text = "Measure a model on this machine"
     command = made.add_parser("bench", help=text, description=text)
     parts = command.add_subparsers(required=True, dest="part", metavar="PART")
-    text = "Bytes, memory and speed in torch (float32, bfloat16) and deployed (float32, int8, 4 bits)"
+    text = "Bytes, memory and speed in torch (float32, bfloat16, int8, 4 bits) and ONNX (float32, int8, 4 bits)"
     deploy = _add(parts, "deploy", bench_commands.deploy, text)
     text = "a SpeechLM, a transformers folder or hub name, or smollm2-135m (default: the model that ships)"
     deploy.add_argument("model", nargs="?", help=text)
@@ -329,6 +329,7 @@ def _add_bench(made: Any) -> None:
     deploy.add_argument("--tokens", type=_positive, default=32, help="made one after another (default 32)")
     deploy.add_argument("--repeats", type=_positive, default=5, help="of which the fastest counts (default 5)")
     deploy.add_argument("--threads", type=_count, default=0, help="default: as many as torch takes")
+    deploy.add_argument("--device", default="cpu", help="where torch computes: cpu (default) or cuda")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from sparq.language.speech_lm import SpeechLM
 from sparq.language.tasks import TASKS, example
 
 SAID = "the president was in the house"
+needs_torchao = pytest.mark.skipif(importlib.util.find_spec("torchao") is None, reason="needs torchao")
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +58,7 @@ def test_four_bits_are_a_fifth_and_still_understand(lm, tmp_path):
 
 def test_a_folder_is_whole_and_passed_on(folder, tmp_path, capsys):
     told = json.loads((folder / "sparq.json").read_text())
-    assert told["settings"]["deployment"] == {"bits": 32, "activations": "int8"}
+    assert told["settings"]["deployment"] == {"bits": 32, "activations": "float32", "engine": "onnx"}
     assert told["settings"]["attention"]["sink"] == "max"
     assert not list(folder.glob("*.safetensors"))
     assert main(["export", str(folder), "-o", str(tmp_path / "copy"), "--lean"]) == 0
@@ -126,3 +129,65 @@ def test_a_failed_deployment_leaves_the_older_one(lm, folder, tmp_path):
         sparq.deploy(SpeechLM(odd, lm.vocabulary, lm.codebook), target)
     assert (target / "sparq.json").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+
+
+@pytest.fixture(scope="module")
+def torch_folder(lm, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("deployed") / "torch"
+    sparq.deploy(lm, folder, bits=4, engine="torch", complete=False)
+    return folder
+
+
+@needs_torchao
+def test_low_bits_in_torch_hear_speak_and_write(lm, torch_folder):
+    size, whole = (torch_folder / "model.safetensors").stat().st_size, sum(one.numel() for one in lm.model.parameters())
+    assert size <= 0.16 * 4 * whole
+    deployed = sparq.load(torch_folder)
+    wave, rate = deployed.speak(SAID)
+    assert rate == 16000
+    assert deployed.transcribe([wave, wave[: rate // 2]])[0] == SAID
+    options = sparq.GenerationOptions(method="sample", seed=3, max_pieces=20)
+    written = deployed.continue_text("the train", options)
+    assert written.startswith("the train")
+    assert written == sparq.load(torch_folder).continue_text("the train", options)
+    examples = [example(TASKS["textlm"], lm.vocabulary, text=text) for text in (SAID, "the train leaves at nine")]
+    wanted, found = log_likelihoods(lm.model, examples), log_likelihoods(deployed.model, examples)
+    np.testing.assert_allclose(found, wanted, rtol=0.1)
+    assert np.abs(np.subtract(found, wanted)).min() > 1e-3
+
+
+@needs_torchao
+def test_a_torch_folder_is_whole_and_passed_on(torch_folder, tmp_path, capsys, monkeypatch):
+    told = json.loads((torch_folder / "sparq.json").read_text())["settings"]
+    assert told["deployment"] == {"bits": 4, "activations": "bfloat16", "engine": "torch"}
+    assert told["quantization"] is None
+    assert told["attention"]["sink"] == "max"
+    assert main(["export", str(torch_folder), "-o", str(tmp_path / "copy"), "--lean"]) == 0
+    files = [folder / "model.safetensors" for folder in (torch_folder, tmp_path / "copy")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    assert main(["continue", "the train", "--beam", "2", "--model", str(tmp_path / "copy")]) == 0
+    capsys.readouterr()
+    for command, message in (
+        (
+            ["export", str(torch_folder), "-o", str(tmp_path / "half"), "--half"],
+            "is deployed (W4A16); its weights stay",
+        ),
+        (["deploy", str(torch_folder), "-o", str(tmp_path / "again")], "is deployed"),
+        (["deploy", str(torch_folder), "-o", str(tmp_path / "again"), "--engine", "torch"], "is deployed"),
+        (["paper", "theory", "--model", str(torch_folder)], "is deployed"),
+        (["deploy", "-o", str(tmp_path / "wide"), "--engine", "torch", "--bits", "32"], "deployment.bits: 32"),
+    ):
+        assert main(command) == 2, command
+        assert message in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["copy"]
+    with pytest.raises(UserError, match="device: mps"):
+        sparq.load(torch_folder, device="mps")
+    monkeypatch.setitem(sys.modules, "torchao.quantization", None)
+    with pytest.raises(UserError, match="need torchao; run: pip install"):
+        sparq.load(torch_folder)
+
+
+@needs_torchao
+def test_the_command_deploys_in_torch(tmp_path, capsys):
+    assert main(["deploy", "--engine", "torch", "--bits", "8", "--lean", "-o", str(tmp_path / "small")]) == 0
+    assert "W8A8, the model 4.4 MB, 25 % of float32's" in capsys.readouterr().out

@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import sparq
 from sparq.cli import main
 from sparq.deployment import speed
-from sparq.deployment.speed import FORMS, Load, compare
+from sparq.deployment.speed import LOW_BIT, ONNX, Load, compare, forms_here
 from sparq.errors import SparqError, UserError
 
 QUICK = Load(prompt=8, decoded=2, repeats=1, threads=1)
@@ -43,7 +43,7 @@ def test_a_form_is_measured_in_a_process_of_its_own(model, tmp_path):
 
 
 def test_the_whole_command(model, tmp_path, capsys, monkeypatch):
-    """Each form in this process, because starting five takes half a minute."""
+    """Each form in this process, because starting seven takes half a minute."""
 
     class Here:
         returncode = 0
@@ -57,10 +57,16 @@ def test_the_whole_command(model, tmp_path, capsys, monkeypatch):
     command = ["bench", "deploy", str(tmp_path / "model"), "--prompt", "4", "--tokens", "2", "--repeats", "1"]
     assert main([*command, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert told["load"] == {"prompt": 4, "decoded": 2, "repeats": 1, "threads": 0}
-    assert [row["form"] for row in told["forms"]] == list(FORMS)
+    assert told["load"] == {"prompt": 4, "decoded": 2, "repeats": 1, "threads": 0, "device": "cpu"}
+    assert [row["form"] for row in told["forms"]] == forms_here("cpu")
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    float32, bfloat16, *graphs = told["forms"]
+    float32, bfloat16, *low = told["forms"]
+    graphs = [row for row in low if row["form"] in ONNX]
+    for row in low:
+        if row["form"] in LOW_BIT:
+            assert (
+                row["bytes_ratio"] <= {"torch int8": 0.4, "torch 4-bit": 0.3}[row["form"]]
+            )  # headers and norms included
     assert 4 * parameters <= float32["bytes_on_disk"] <= 4 * parameters + 8192
     assert bfloat16["bytes_on_disk"] <= 2 * parameters + 8192
     assert [row["bytes_on_disk"] for row in graphs] == sorted((row["bytes_on_disk"] for row in graphs), reverse=True)
@@ -81,3 +87,13 @@ def test_what_cannot_be_measured_is_named(model, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("sys.executable", "false")
     with pytest.raises(SparqError, match="torch float32 broke"):
         compare(model, tmp_path, QUICK, ["torch float32"])
+
+
+def test_only_what_can_run_is_measured(monkeypatch):
+    monkeypatch.setattr(speed, "multiplies_four_bits", lambda _: False)
+    assert not set(forms_here("cuda")) & set(ONNX)
+    assert "torch 4-bit" not in forms_here("cuda")
+    monkeypatch.setattr(speed.importlib.util, "find_spec", lambda _: None)
+    assert forms_here("cuda") == ["torch float32", "torch bfloat16"]
+    with pytest.raises(UserError, match="device: mps"):
+        Load(device="mps")

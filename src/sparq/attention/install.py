@@ -14,6 +14,7 @@ as from transformers' own sdpa); the plain implementation returns them.
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -263,7 +264,8 @@ def _new_gate(base: PreTrainedModel, module: nn.Module, settings: AttentionSetti
 
 
 def _device(module: nn.Module) -> torch.device:
-    return next(module.parameters()).device
+    # The linears of a deployed model have no parameters.
+    return next(itertools.chain(module.parameters(), module.buffers())).device
 
 
 def installed(model: Any) -> AttentionSettings | None:

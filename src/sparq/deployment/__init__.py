@@ -7,7 +7,6 @@ There are two doors. `deploy` writes a model as a graph for ONNX Runtime, its we
 from __future__ import annotations
 
 import copy
-import dataclasses
 from pathlib import Path
 
 from transformers import PreTrainedModel
@@ -40,6 +39,6 @@ def deploy(model: PreTrainedModel, config: DeploymentConfig, folder: Path) -> De
     told = copy.deepcopy(model.config)
     if hasattr(told, "quantization_config"):
         del told.quantization_config
-    setattr(told, RECORD, dataclasses.asdict(config))
+    setattr(told, RECORD, config.record())
     told.save_pretrained(folder)
     return DeployedModel(folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from sparq.errors import UserError
 from sparq.quantization.blocks import DEPLOYED
@@ -64,6 +65,10 @@ class DeploymentConfig:
     def inputs(self) -> str:
         """What weights are multiplied by."""
         return (self.packed and self.activations) or ENGINES[self.engine][self.bits][0]
+
+    def record(self) -> dict[str, Any]:
+        """What stands in config.json and sparq.json."""
+        return {"bits": self.bits, "activations": self.inputs, "engine": self.engine}
 
     @property
     def accuracy_level(self) -> int:

@@ -8,7 +8,6 @@ made them, padded to 1,024 inputs, and in a processor's layout not at all; codes
 from __future__ import annotations
 
 import copy
-import dataclasses
 from typing import Any, TypeVar
 
 import torch
@@ -25,6 +24,8 @@ from sparq.errors import UserError
 from sparq.quantization.blocks import architecture, blocks, matrix
 
 M = TypeVar("M", bound=PreTrainedModel)
+
+_NEWER = (8, 0)  # CUDA's compute capability
 
 
 def quantize_in_torch(model: M, config: DeploymentConfig) -> M:
@@ -53,7 +54,7 @@ def quantize_in_torch(model: M, config: DeploymentConfig) -> M:
     inputs, outputs = (layer.weight for layer in (model.get_input_embeddings(), model.get_output_embeddings()))
     model.config.tie_word_embeddings = inputs is outputs
     _replace(model, config.bits)
-    setattr(model.config, RECORD, dataclasses.asdict(config))
+    setattr(model.config, RECORD, config.record())
     quantizer = LowBitQuantizer(LowBitQuantizationConfig())
     quantizer.postprocess_model(model)
     marked: Any = model  # attributes that transformers sets without declaring them
@@ -71,20 +72,27 @@ def quantized_copy(model: M, config: DeploymentConfig) -> M:
     return quantize_in_torch(copy.deepcopy(model, dict(shared)), config)
 
 
-def require_device(config: Any, device: str) -> None:
-    """Refuse a device that a model in low bits cannot compute on.
+def require_device(device: str, bits: int) -> None:
+    """Refuse a device that does not compute with so many bits in torch.
 
     Raises:
-        UserError: naming it.
+        UserError: it is of another kind, not there or too old.
     """
-    kind = torch.device(device)
-    if kind.type not in {"cpu", "cuda"}:
-        raise UserError(f"device: {device} (low bits in torch compute on the cpu, or on cuda)")
-    if kind.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"device: {device} is not there")
-    bits = getattr(config, RECORD)["bits"]
-    if kind.type == "cuda" and bits == 4 and torch.cuda.get_device_capability(kind) < (8, 0):
-        raise UserError(f"device: {device} is too old for 4 bits, which need compute capability 8.0; deploy with 8")
+    try:
+        found = torch.device(device)
+    except RuntimeError as error:
+        raise UserError(f"device: {device!r} is not known to torch") from error
+    if found.type not in {"cpu", "cuda"}:
+        raise UserError(f"device: {device} (low bits in torch compute on the cpu or on cuda)")
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"device: {device} (there is no such GPU, or this torch was built without CUDA)")
+    if bits == 4 and not multiplies_four_bits(found):
+        raise UserError(f"device: {device} (too old for 4 bits; deploy with 8)")
+
+
+def multiplies_four_bits(device: torch.device) -> bool:
+    """Whether a device has the products of 4 bits: every CPU, though those without AVX-512 are slow, and newer GPUs."""
+    return device.type != "cuda" or torch.cuda.get_device_capability(device) >= _NEWER
 
 
 @register_quantization_config(RECORD)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib.util
 import json
 import os
 import subprocess
@@ -24,12 +25,14 @@ from sparq.attention import load_pretrained
 from sparq.deployment import deploy
 from sparq.deployment.config import DeploymentConfig
 from sparq.deployment.graph import GRAPH, WEIGHTS
+from sparq.deployment.in_torch import multiplies_four_bits, quantized_copy, require_device
 from sparq.deployment.runtime import DeployedModel
 from sparq.errors import SparqError, UserError
 
 TORCH = {"torch float32": torch.float32, "torch bfloat16": torch.bfloat16}
+LOW_BIT = {"torch int8": 8, "torch 4-bit": 4}
 ONNX = {"onnx float32": 32, "onnx int8": 8, "onnx 4-bit": 4}
-FORMS = (*TORCH, *ONNX)
+FORMS = (*TORCH, *LOW_BIT, *ONNX)
 BASELINE = FORMS[0]
 
 
@@ -42,17 +45,20 @@ class Load:
         decoded: tokens that are made behind it, one after another.
         repeats: how often that is done.
         threads: of torch and of ONNX Runtime; 0 for as many as torch takes.
+        device: where torch computes.
     """
 
     prompt: int = 128
     decoded: int = 32
     repeats: int = 5
     threads: int = 0
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
         for name, least in {"prompt": 1, "decoded": 1, "repeats": 1, "threads": 0}.items():
             if getattr(self, name) < least:
                 raise UserError(f"bench.{name}: {getattr(self, name)} (expected a whole number of at least {least})")
+        require_device(self.device, bits=8)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +68,8 @@ class Speed:
     Attributes:
         form: one of ``FORMS``.
         bytes_on_disk: of the weights and the graph.
-        peak_memory: most bytes that were resident; ``memory_before`` of them were there before the model was loaded.
+        peak_memory: most bytes that were resident, or allocated on a GPU; ``memory_before`` of them were there before
+            the model was loaded.
         prefill: tokens of a prompt read per second.
         decode: tokens made per second.
         prefill_cpu, decode_cpu: the same per second of processor time, which other programs on the machine disturb
@@ -83,7 +90,7 @@ def compare(
     model: PreTrainedModel,
     work: Path,
     load: Load | None = None,
-    forms: Sequence[str] = FORMS,
+    forms: Sequence[str] | None = None,
     told: Callable[[str], None] = lambda _: None,
 ) -> list[Speed]:
     """Write a model in each form, and measure each.
@@ -92,7 +99,7 @@ def compare(
         model: a causal LM that can be deployed, in float32.
         work: an existing folder that the forms are written into; each is removed when it is measured.
         load: what is timed; None for the defaults.
-        forms: which forms.
+        forms: which forms; None for all that can run.
         told: told of each form before it is measured.
 
     Raises:
@@ -100,6 +107,8 @@ def compare(
         SparqError: a process broke.
     """
     load = load or Load()
+    if forms is None:
+        forms = forms_here(load.device)
     wanted, context = load.prompt + load.decoded, model.config.max_position_embeddings
     if wanted > context:
         raise UserError(f"bench: {wanted} tokens of prompt and answer, but the model has only {context} positions")
@@ -115,9 +124,23 @@ def compare(
     return found
 
 
+def forms_here(device: str) -> list[str]:
+    """List the forms that can run: a graph on a CPU alone, torch's low bits where torchao is installed."""
+    found = torch.device(device)
+    without = set() if importlib.util.find_spec("torchao") else set(LOW_BIT)
+    if found.type != "cpu":
+        without |= set(ONNX)
+    if not multiplies_four_bits(found):
+        without |= {form for form, bits in LOW_BIT.items() if bits == 4}
+    return [form for form in FORMS if form not in without]
+
+
 def _write(model: PreTrainedModel, form: str, folder: Path) -> None:
     if form in ONNX:
         deploy(model, DeploymentConfig(ONNX[form]), folder)
+        return
+    if form in LOW_BIT:
+        quantized_copy(model, DeploymentConfig(LOW_BIT[form], engine="torch")).save_pretrained(folder)
         return
     once: dict[int, torch.Tensor] = {}  # tied weights stay tied
     state = {
@@ -145,30 +168,48 @@ def measure(form: str, folder: Path, load: Load) -> dict[str, float]:
     """Measure a form, written into a folder, in this process; what `Speed` says besides form and bytes."""
     if load.threads:
         torch.set_num_threads(load.threads)
-    before = _resident("VmRSS")
-    model: Any = DeployedModel(folder) if form in ONNX else load_pretrained(folder, dtype=TORCH[form]).eval()
+    device = torch.device(load.device)
+    on_gpu = device.type == "cuda"
+    before = torch.cuda.memory_allocated(device) if on_gpu else _resident("VmRSS")
+    model: Any = DeployedModel(folder) if form in ONNX else _loaded(form, folder, device)
     prompt = torch.randint(1, model.config.vocab_size, (1, load.prompt), generator=torch.Generator().manual_seed(0))
+    prompt = prompt.to(device)
     best = dict.fromkeys(("prefill", "decode", "prefill_cpu", "decode_cpu"), 0.0)
     with torch.no_grad():
         for _ in range(load.repeats + 1):  # the first one warms up, and may well be the fastest all the same
-            wall, cpu = time.perf_counter(), time.process_time()
+            wall, cpu = _now(device)
             out = model(input_ids=prompt, use_cache=True, logits_to_keep=1)
-            between = time.perf_counter(), time.process_time()
+            between = _now(device)
             for index in range(load.decoded):
                 out = model(
                     input_ids=out.logits[:, -1:].argmax(-1),
-                    position_ids=torch.tensor([[load.prompt + index]]),
+                    position_ids=torch.tensor([[load.prompt + index]], device=device),
                     past_key_values=out.past_key_values,
                     use_cache=True,
                 )
+            end = _now(device)
             speeds = {
                 "prefill": load.prompt / (between[0] - wall),
-                "decode": load.decoded / (time.perf_counter() - between[0]),
+                "decode": load.decoded / (end[0] - between[0]),
                 "prefill_cpu": load.prompt / max(between[1] - cpu, 1e-9),
-                "decode_cpu": load.decoded / max(time.process_time() - between[1], 1e-9),
+                "decode_cpu": load.decoded / max(end[1] - between[1], 1e-9),
             }
             best = {name: max(best[name], speed) for name, speed in speeds.items()}
-    return {"peak_memory": _resident("VmHWM"), "memory_before": before, **best}
+    peak = torch.cuda.max_memory_allocated(device) if on_gpu else _resident("VmHWM")
+    return {"peak_memory": peak, "memory_before": before, **best}
+
+
+def _loaded(form: str, folder: Path, device: torch.device) -> Any:
+    """Load a torch model; around low bits, a CPU computes as `sparq.load` does, and a GPU in bfloat16."""
+    around = torch.float32 if device.type == "cpu" else torch.bfloat16
+    return load_pretrained(folder, dtype=TORCH.get(form, around)).to(device).eval()
+
+
+def _now(device: torch.device) -> tuple[float, float]:
+    """By the clock, and of the processor, once a GPU has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter(), time.process_time()
 
 
 def _resident(field: str) -> int:

@@ -23,7 +23,7 @@ from sparq.artifacts import Manifest, fingerprint, new_folder, read_manifest, re
 from sparq.assets import shipped
 from sparq.attention import installed, load_pretrained
 from sparq.attention.install import CONFIG_KEY
-from sparq.deployment import DeployedModel
+from sparq.deployment import DeployedModel, DeploymentConfig
 from sparq.deployment.config import RECORD
 from sparq.deployment.graph import GRAPH, WEIGHTS
 from sparq.deployment.in_torch import require_device
@@ -72,7 +72,7 @@ def write_folder(
         raise UserError(f"{folder}: the model carries adapters; merge them before it is saved")
     deployed = getattr(model.config, RECORD, None)
     if deployed and half:
-        raise UserError(f"{folder}: the model is deployed; its weights stay as they are")
+        raise UserError(f"{folder}: is deployed ({DeploymentConfig(**deployed).name}); its weights stay as they are")
     quantization = None if deployed else getattr(model.config, "quantization_config", None)
     attention = installed(model)
     inputs = {}
@@ -133,8 +133,8 @@ def _model(folder: Path, device: str) -> Any:
     try:
         with no_progress_bars():
             model = load_pretrained(folder, dtype=torch.float32)
-        if getattr(model.config, RECORD, None):
-            require_device(model.config, device)
+        if record := getattr(model.config, RECORD, None):
+            require_device(device, record["bits"])
         return model.to(device)
     except UserError:
         raise
