@@ -174,7 +174,6 @@ def test_a_torch_folder_is_whole_and_passed_on(torch_folder, tmp_path, capsys, m
         ),
         (["deploy", str(torch_folder), "-o", str(tmp_path / "again")], "is deployed"),
         (["deploy", str(torch_folder), "-o", str(tmp_path / "again"), "--engine", "torch"], "is deployed"),
-        (["paper", "theory", "--model", str(torch_folder)], "is deployed"),
         (["deploy", "-o", str(tmp_path / "wide"), "--engine", "torch", "--bits", "32"], "deployment.bits: 32"),
     ):
         assert main(command) == 2, command
