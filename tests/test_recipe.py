@@ -79,7 +79,7 @@ def test_folder_of_the_run(recipe_file):
         ("adaptation.task_weights={}", r"adaptation\.task_weights: all 0"),
         ("adaptation.task_weights={ars: 1}", r"adaptation\.task_weights\.ars: unknown key .did you mean asr"),
         ("corpus.sources=[]", r"corpus\.sources: \[\] .expected at least one source"),
-        ("corpus.sources.0.kind=video", r'corpus\.sources\.0\.kind: "video" .expected one of text, audio'),
+        ("corpus.sources.0.kind=video", r'corpus\.sources\.0\.kind: "video" .expected one of audio, text'),
         ("corpus.sources.0.speeds=[]", r"corpus\.sources\.0\.speeds: \[\]"),
         ("corpus.sources.1.kind=text", r"1 is not a place in a list of 1"),
         ("model.heads=3", r"model\.heads: 3 .expected a divisor of hidden_size, which is 256"),

@@ -17,13 +17,14 @@ from typing import Any, NoReturn
 from sparq import (
     bench_commands,
     commands,
+    corpus_commands,
     finetune_commands,
     outlier_commands,
     paper_commands,
     speech_commands,
     voice_commands,
 )
-from sparq.config import FINETUNING_METHODS, QUANTIZATION_METHODS, QUANTIZATION_ROUNDINGS, SINKS
+from sparq.config import FINETUNING_METHODS, KINDS, QUANTIZATION_METHODS, QUANTIZATION_ROUNDINGS, SINKS
 from sparq.errors import SparqError
 
 Command = Callable[[argparse.Namespace], None]
@@ -242,10 +243,14 @@ def _add_uses(made: Any) -> None:
 
 def _add_data(made: Any) -> None:
     text = "Make a corpus of units out of recordings, or of text that a voice reads out"
-    command = _add(made, "corpus", commands.corpus, text)
+    command = _add(made, "corpus", corpus_commands.corpus, text)
     command.add_argument("paths", nargs="+", metavar="PATH")
     command.add_argument("-o", "--output", required=True, help="a folder")
-    command.add_argument("--kind", choices=("audio", "text"), default="audio")
+    text = "recordings with transcripts (default), text to be voiced, or one of the two alone"
+    command.add_argument("--kind", choices=KINDS, default="audio", help=text)
+    command.add_argument("--layout", help="such as librispeech, mls or lhotse:aishell; default: found by looking")
+    command.add_argument("--part", dest="parts", action="append", default=[], help="a folder in it (may be repeated)")
+    command.add_argument("--limit", type=_positive, help="utterances used at most, of each path")
     command.add_argument("--voice", action="append", metavar="NAME", help="who reads text out (may be repeated)")
     command.add_argument("--held-out", type=_count, default=0, help="utterances kept for evaluation, of each path")
     command.add_argument("--keep-audio", type=_count, default=0, help="utterances whose audio is kept, of each path")

@@ -160,7 +160,7 @@ def evaluate(given: argparse.Namespace) -> None:
         print_json(dataclasses.asdict(result))
         return
     for name, value in dataclasses.asdict(result.scores).items():
-        print(f"{name.replace('_', ' '):28}{value:10.2f}")
+        print(f"{name.replace('_', ' '):28}{'–' if value is None else f'{value:.2f}':>10}")
     for task, value in result.accuracy.items():
         print(f"{'next-token accuracy ' + task:28}{value:10.2f} %")
 
@@ -173,26 +173,6 @@ def transcribe(given: argparse.Namespace) -> None:
         return
     for name, text in zip(given.files, texts, strict=True):
         print(text if len(texts) == 1 else f"{name}\t{text}")
-
-
-def corpus(given: argparse.Namespace) -> None:
-    """Make a corpus."""
-    from sparq.config import CorpusConfig
-    from sparq.corpus.build import build_corpus
-    from sparq.corpus.codebook import load_codebook
-
-    source = {"kind": given.kind, "held_out": given.held_out, "keep_audio": given.keep_audio}
-    source |= {"voices": given.voice} if given.voice else {}
-    sources = [source | {"path": path} for path in given.paths]
-    defaults: dict[str, Any] = {"sources": sources, "processes": given.processes}
-    if given.codebook:
-        book = load_codebook(given.codebook)
-        defaults |= {"units": {"name": given.codebook}, "encoder": {"name": book.encoder_name, "layer": book.layer}}
-    made = build_corpus(read_settings(CorpusConfig, defaults, given), Path(given.output), quiet=given.json)
-    if given.json:
-        print_json(made.statistics)
-    else:
-        print(f"{given.output}: {made.summary}")
 
 
 def units(given: argparse.Namespace) -> None:

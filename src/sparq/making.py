@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import shutil
 from collections.abc import Callable, Sequence
@@ -226,11 +227,14 @@ def make_vocoder(config: VocoderTrainingConfig, corpus: Corpus, folder: Path) ->
 def calibration_batches(
     corpus: Corpus, vocabulary: Vocabulary, sequences: int, seed: int = 0
 ) -> list[dict[str, Tensor]]:
-    """Draw calibration sequences, the four tasks in turn, from what a corpus holds to train on."""
+    """Draw calibration sequences, the four tasks in turn, from what a corpus holds to train on and serves them."""
     utterances = corpus.utterances("train")
     order = np.random.default_rng(seed).permutation(len(utterances))
-    chosen = [utterances[i] for i in order[: max(1, -(-sequences // len(TASKS)))]]
-    examples = [made for task in TASKS for made in task_examples(vocabulary, chosen, task)]
+    each = max(1, -(-sequences // len(TASKS)))
+    examples = []
+    for name, task in TASKS.items():
+        chosen = list(itertools.islice((utterances[i] for i in order if utterances[i].serves(task)), each))
+        examples += task_examples(vocabulary, chosen, name) if chosen else []
     return list(padded_batches(examples[:sequences]))
 
 

@@ -145,9 +145,13 @@ class Run:
         options: dict[str, Any] = {"deduplicate": config.deduplicate, "normalisation": config.normalisation}
         writer = Writer(units, **options)
         random = np.random.default_rng(self.recipe.corpus.seed)
-        said = [u for u in self.corpus.utterances("train") if len(u.units) and writer.write_text(u.text)]
+        utterances = self.corpus.utterances("train")
+        # Pieces are learnt from speech with its text (VoxtLM), or, where a corpus has none, from each alone.
+        pairs = [(TASKS["asr"], u) for u in utterances if u.serves(TASKS["asr"]) or u.serves(TASKS["tts"])]
+        alone = [(task, u) for task in (TASKS["textlm"], TASKS["speechlm"]) for u in utterances if u.serves(task)]
+        said = [(task, u) for task, u in pairs or alone if not u.text or writer.write_text(u.text)]
         chosen = random.permutation(len(said))[:VOCABULARY_LINES]
-        lines = [TASKS["asr"].line(writer, text=said[i].text, units=said[i].units) for i in chosen]
+        lines = [task.line(writer, text=u.text, units=u.units) for task, u in (said[i] for i in chosen)]
         if config.mode == "joint":
             JointVocabulary.train(lines, config.size, units, **options).save(work)
             return

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections import Counter
 
@@ -227,3 +228,43 @@ def test_errors_name_the_key(vocabulary, make_sentences, change, message):
     with pytest.raises(UserError, match=message) as error:
         next(iter(ExampleStream(vocabulary=vocabulary, **settings)))
     assert "\n" not in str(error.value)
+
+
+NOTHING = np.zeros(0, np.int64)
+
+
+def test_speech_alone_and_text_alone_serve_one_task_each(vocabulary, make_sentences):
+    pairs, speech, text = make_sentences(10), Utterance("", np.arange(3)), Utterance("twelve", NOTHING)
+    batches = take(ExampleStream([*pairs, speech, text], vocabulary, EQUAL, 300), ROUND)
+    made = {task: example(TASKS[task], vocabulary, text=one.text, units=one.units).input_ids
+            for task, one in (("speechlm", speech), ("textlm", text))}  # fmt: skip
+    drawn = Counter(task_of(ids, vocabulary) for ids in rows(batches, vocabulary) if ids in made.values())
+    assert set(drawn) == {"speechlm", "textlm"}
+    assert ExampleStream([speech], vocabulary, {"speechlm": 1}, 300).batches_per_epoch == 1
+    with pytest.raises(UserError, match="asr has nothing to learn from"):
+        ExampleStream([speech, text], vocabulary, EQUAL, 300)
+
+
+def test_a_source_serves_the_tasks_that_it_is_meant_for(vocabulary, make_sentences):
+    one, other = make_sentences(2, shortest=5, longest=5)
+    both = [dataclasses.replace(one, tasks=("asr",)), dataclasses.replace(other, tasks=("tts", "textlm"))]
+    weights = {"asr": 1.0, "tts": 1.0, "textlm": 1.0}
+    found = Counter(map(tuple, rows(take(ExampleStream(both, vocabulary, weights, 600), 8), vocabulary)))
+    expected = {
+        tuple(example(TASKS[task], vocabulary, text=u.text, units=u.units).input_ids)
+        for task, u in (("asr", one), ("tts", other), ("textlm", other))
+    }
+    assert set(found) == expected
+    with pytest.raises(UserError, match="speechlm has nothing to learn from"):
+        ExampleStream(both, vocabulary, EQUAL, 600)
+
+
+def test_a_curriculum_leaves_speech_alone_for_later(vocabulary, make_sentences):
+    """How many words are in it is not known, and it is longer than a few."""
+    speech = [Utterance("", np.arange(4)), *make_sentences(20, shortest=1, longest=6)]
+    curriculum = CurriculumConfig(words=3, longest=3, batches=ROUND)
+    stream = ExampleStream(speech, vocabulary, {"speechlm": 1.0}, 300, curriculum=curriculum)
+    alone = example(TASKS["speechlm"], vocabulary, units=speech[0].units).input_ids
+    batches = take(stream, 2 * ROUND)
+    assert alone not in rows(batches[:ROUND], vocabulary)
+    assert alone in rows(batches[ROUND:], vocabulary)

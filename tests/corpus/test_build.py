@@ -10,8 +10,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
+import miniature
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -25,8 +27,9 @@ from sparq.corpus.corpus import Corpus
 from sparq.corpus.plan import plan_corpus
 from sparq.corpus.shard import SCHEMA, build_shard
 from sparq.errors import UserError
+from sparq.language.tasks import TASKS
 from sparq.schema import dump
-from sparq.speech.audio import save_audio
+from sparq.speech.audio import load_audio, save_audio
 from sparq.speech.augmentation import disturb
 from sparq.speech.voices import load_voice
 from sparq.stages import run_stage
@@ -309,3 +312,43 @@ def test_a_shard_depends_on_its_items_and_codebook_alone(config, corpus):
         build_shard(items[:1], corpus.codebook).to_pylist() + build_shard(items[1:], corpus.codebook).to_pylist()
         == whole
     )
+
+
+def test_speech_alone_text_alone_and_pairs_in_one_corpus(config, corpus, tmp_path):
+    (tmp_path / "written.txt").write_text("Nobody said this.\nNor this.\n")
+    sources = (
+        SourceConfig(kind="text-only", path=str(tmp_path / "written.txt"), held_out=1),
+        SourceConfig(kind="audio-only", path=str(miniature.librilight(tmp_path / "light")), keep_audio=9),
+        SourceConfig(kind="audio", path=str(miniature.librispeech(tmp_path / "libri")), tasks=("asr",)),
+    )
+    units = UnitsConfig(name=str(corpus.folder / "codebook"))
+    made = build_corpus(dataclasses.replace(config, sources=sources, units=units), tmp_path / "corpus", quiet=True)
+    rows = {row["id"]: row for row in made.table.to_pylist()}
+    assert made.table.schema.equals(SCHEMA.remove(SCHEMA.get_field_index("audio")))
+    silent = rows["written/written-1"]
+    assert (silent["text"], silent["units"], silent["seconds"], silent["speaker"]) == (
+        "Nobody said this.",
+        None,
+        0,
+        None,
+    )
+    wordless = rows["light/small/204/a_book_64kb_mp3/chapter_small-0"]
+    assert (wordless["text"], wordless["speaker"]) == (None, "204")
+    whole = load_audio(tmp_path / "light" / "small" / "204" / "a_book_64kb_mp3" / "chapter_small.flac")
+    part = whole[1600 : round(2.9 * 16000)]
+    assert wordless["seconds"] == pytest.approx(len(part) / 16000)
+    np.testing.assert_array_equal(wordless["units"], load_extractor(made.codebook).extract([part])[0])
+    assert rows["libri/84-121-0000"]["speaker"] == "84"
+    told = made.statistics
+    assert (told["utterances"], told["text_only"], told["speech_only"], told["with_audio"]) == (7, 2, 2, 2)
+    assert "2 of speech alone, 2 of text alone" in made.summary
+    served = Counter(task for u in made.utterances("train") for task in TASKS.values() if u.serves(task))
+    assert {task.name: count for task, count in served.items()} == {"textlm": 1, "speechlm": 2, "asr": 3}
+    assert [u.text for u in made.utterances("held_out")] in (["Nobody said this."], ["Nor this."])
+    assert len(made.recordings()) == 2
+    # Where nobody says anything, there is nothing to fit units on.
+    alone = dataclasses.replace(config, sources=sources[:1])
+    with pytest.raises(UserError, match=r"units.name: null .expected a ready codebook: there is no speech to fit"):
+        build_corpus(alone, tmp_path / "alone", quiet=True)
+    ready = build_corpus(dataclasses.replace(alone, units=units), tmp_path / "alone", quiet=True)
+    assert ready.statistics["text_only"] == ready.statistics["utterances"] == 2

@@ -151,6 +151,11 @@ def test_text_without_words_or_with_unit_characters_is_left_out(tmp_path):
         ({"kind": "audio", "renderings": 2}, "renderings: 2 .expected 1 for audio"),
         ({"kind": "text", "voices": ()}, "voices: .. .expected at least one voice"),
         ({"kind": "text", "disturbed": True}, "disturbed: true .expected only where something is held out"),
+        ({"kind": "text-only", "phrases": 3}, "phrases: 3 .expected 0 for text-only"),
+        ({"kind": "text-only", "keep_audio": 3}, "kind: text-only .expected without keep_audio"),
+        ({"kind": "text-only", "copies": 2}, "kind: text-only .expected without keep_audio, copies"),
+        ({"kind": "text-only", "tasks": ["textlm", "asr"]}, "tasks: .* .expected .textlm., all that text-only can"),
+        ({"kind": "audio-only", "tasks": ["tts"]}, "tasks: .* .expected .speechlm., all that audio-only can"),
         ({"kind": "text", "held_out": 9, "limit": 5}, "held_out: 9 .expected at most the limit, which is 5"),
     ],
 )
@@ -214,3 +219,45 @@ def test_copies_of_recordings(tmp_path):
 def test_a_voice_that_is_not_known(two):
     with pytest.raises(UserError, match="robot: no such voice"):
         plan_corpus(CorpusConfig(sources=(text(two[0], voices=("robot",)),)))
+
+
+def test_text_alone_is_neither_voiced_nor_heard(two):
+    source = text(two[0], held_out=3, limit=50)
+    plan = plan_corpus(CorpusConfig(sources=(dataclasses.replace(source, kind="text-only"), text(two[1]))))
+    silent = [item for item in plan.items if item.source == "big"]
+    assert len(silent) == 50
+    assert {item.split for item in silent} == {"train", "held_out"}
+    assert plan.left_out == {"limit": 190}
+    assert not any(item.heard or item.voice or item.speaker or item.audio for item in silent)
+    assert {item.source for item in plan.to_fit(100)} == {"small"}
+
+
+@pytest.mark.parametrize("kind", ["text-only", "audio-only"])
+def test_so_many_of_a_long_list_are_drawn_from_all_of_it(tmp_path, kind):
+    (tmp_path / "x.wav").touch()
+    rows = (f'{{"id": "{i}", "text": "line {i}", "audio": "x.wav"}}\n' for i in range(2000))
+    (tmp_path / "list.jsonl").write_text("".join(rows))
+    source = SourceConfig(kind=kind, path=str(tmp_path / "list.jsonl"), limit=200, held_out=50)
+    plan = plan_corpus(CorpusConfig(sources=(source,)))
+    numbers = sorted(int(item.id.partition("/")[2]) for item in plan.items)
+    assert len(set(numbers)) == 200
+    assert plan.left_out == {"limit": 1800}
+    assert 800 < sum(numbers) / 200 < 1200
+    assert all((item.text is None) == (kind == "audio-only") for item in plan.items)
+    last = plan_corpus(CorpusConfig(sources=(dataclasses.replace(source, held_out_from="end"),)))
+    assert {item.id for item in last.items} == {f"list/{i}" for i in range(1800, 2000)}
+    assert {item.id for item in last.items if item.split == "held_out"} == {f"list/{i}" for i in range(1950, 2000)}
+
+
+def test_speech_alone_whose_words_are_known_is_held_out_by_them(tmp_path):
+    """A transcript that is left aside still tells that a sentence is one that is scored elsewhere."""
+    said = ["The old house.", "A hill.", "Yes."]
+    for i in range(3):
+        (tmp_path / f"{i}.wav").touch()
+    rows = (f'{{"text": "{one}", "audio": "{i}.wav"}}\n' for i, one in enumerate(said))
+    (tmp_path / "said.jsonl").write_text("".join(rows))
+    test = write(tmp_path / "test.tsv", ["THE OLD HOUSE"])
+    speech = SourceConfig(kind="audio-only", path=str(tmp_path / "said.jsonl"))
+    plan = plan_corpus(CorpusConfig(sources=(speech, text(test, held_out=1))))
+    assert sorted(item.id for item in plan.items if item.split == "train") == ["said/1.wav", "said/2.wav"]
+    assert plan.left_out == {"held out": 1}

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from sparq.corpus.readers import Recording, read_corpus
+from sparq.corpus.readers import read_corpus
+from sparq.corpus.recording import Recording
 from sparq.errors import UserError
 
 
@@ -100,7 +101,9 @@ def test_text_to_be_voiced(tmp_path):
         ({"a.wav": ""}, ".", r"a\.wav: there is no transcript a\.txt"),
         ({"a.wav": "", "a.txt": ""}, ".", r"a\.txt: a has no text"),
         ({"s.jsonl": '{"text": "a"}\n{"text": \n'}, "s.jsonl", r"s\.jsonl, line 2: not JSON"),
-        ({"s.jsonl": '{"audio": "a.wav"}\n'}, "s.jsonl", r'line 1: expected an object with "text"'),
+        ({"s.jsonl": '{"audio": "a.wav"}\n'}, "s.jsonl", r"line 1: a\.wav has no transcript .speech alone"),
+        ({"s.jsonl": '{"id": "a"}\n'}, "s.jsonl", r'line 1: expected an object with "audio" or "text"'),
+        ({"s.jsonl": "3\n"}, "s.jsonl", r"line 1: expected an object"),
         ({"s.jsonl": '{"text": "a", "txt": 1}\n'}, "s.jsonl", r"line 1: unknown key 'txt'"),
         ({"s.jsonl": '{"text": "a", "id": 1}\n'}, "s.jsonl", r"line 1: id is not a string"),
         ({"s.jsonl": '{"text": "a", "audio": "n.wav"}\n'}, "s.jsonl", r"line 1: there is no audio file .*n\.wav"),
@@ -120,3 +123,14 @@ def test_text_that_is_not_utf8(tmp_path):
     (tmp_path / "a.txt").write_bytes("caf\u00e9".encode("latin-1"))
     with pytest.raises(UserError, match=r"a\.txt: not UTF-8"):
         list(read_corpus(tmp_path / "a.txt"))
+
+
+def test_speech_alone_needs_no_transcripts_and_text_alone_no_audio(tmp_path):
+    lay_out(tmp_path, {"x/b.opus": "", "a.ogg": "", "a.txt": "one", "._a.ogg": ""})
+    assert list(read_corpus(tmp_path, text=False)) == [
+        Recording("a", tmp_path / "a.ogg", None), Recording("x/b", tmp_path / "x/b.opus", None),
+    ]  # fmt: skip
+    rows = lay_out(tmp_path / "l", {"s.jsonl": '{"audio": "n.wav", "text": "hi"}\n{"text": "you"}\n'}) / "s.jsonl"
+    assert [one.text for one in read_corpus(rows, audio=False)] == ["hi", "you"]
+    lay_out(tmp_path / "l", {"s.jsonl": '{"audio": "n.wav"}\n', "n.wav": ""})
+    assert [(one.id, one.text) for one in read_corpus(rows, text=False)] == [("n.wav", None)]

@@ -116,11 +116,30 @@ def test_it_listens_with_a_beam_and_speaks_greedily(lm, monkeypatch):
 
 
 def test_nothing_held_out(lm):
-    for nothing in ([], [Utterance("only text", np.zeros(0, np.int64))], [Utterance("…", np.arange(5))]):
+    for nothing in ([], [Utterance("", np.zeros(0, np.int64))], [Utterance("…", np.arange(5))]):
         with pytest.raises(UserError, match="not one held-out utterance"):
             assess(lm, nothing, Judge(), CONFIG)
     with pytest.raises(UserError, match="not one utterance for task asr"):
         task_examples(lm.vocabulary, [Utterance("only text", np.zeros(0, np.int64))], "asr")
+
+
+def test_tasks_without_anything_to_measure_on_have_no_score(lm):
+    text, speech = Utterance("only text", np.zeros(0, np.int64)), Utterance("", np.arange(9) % UNITS)
+    judge = Judge()
+    alone = assess(lm, [text, speech], judge, CONFIG)
+    assert dataclasses.astuple(alone.scores)[2:] == (None, None)
+    assert (alone.asr, alone.tts, alone.transcripts, alone.heard, judge.given) == (None, None, [], [], [])
+    assert set(alone.accuracy) == {"textlm", "speechlm"}
+    assert set(alone.outliers) == {"text", "speech"}
+    one = perplexity(lm.model, task_examples(lm.vocabulary, [text], "textlm"))
+    assert alone.scores.text_perplexity == one.perplexity
+    # Each task takes as many as there may be of those that serve it, whatever stands before them.
+    listened = [dataclasses.replace(u, tasks=("asr",)) for u in utterances(2)]
+    spoken = [dataclasses.replace(u, tasks=("tts",)) for u in utterances(5)]
+    mixed = assess(lm, [text, *listened, *spoken, speech], Judge(), CONFIG)
+    assert (mixed.asr.utterances, mixed.tts.utterances) == (2, 3)
+    assert mixed.scores.text_perplexity == alone.scores.text_perplexity
+    assert mixed.scores.speech_perplexity == alone.scores.speech_perplexity
 
 
 def test_a_model_without_a_voice(lm):

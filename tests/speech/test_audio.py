@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparq.errors import UserError
-from sparq.speech.audio import RATE, check_waveform, load_audio, save_audio, stream_audio
+from sparq.speech.audio import RATE, SUFFIXES, check_waveform, load_audio, save_audio, stream_audio
 
 
 def tone(rate, seconds=1.0, channels=1, hertz=440.0):
@@ -159,3 +159,42 @@ def test_a_stream_of_open_length_is_a_wav_that_is_read_again():
     assert np.frombuffer(raw.getvalue(), "<i2")[:5].tolist() == [0, 16384, -16384, 32767, -32767]
     file.seek(0)
     np.testing.assert_allclose(load_audio(file)[:5], [0, 0.5, -0.5, 1, -1], atol=1e-4)
+
+
+@pytest.mark.parametrize(("suffix", "written"), [
+    ("wav", {}), ("flac", {}), ("ogg", {}), ("opus", {"format": "OGG", "subtype": "OPUS"}), ("mp3", {}),
+    ("sph", {"format": "NIST"}), ("aiff", {}), ("au", {}),
+])  # fmt: skip
+def test_a_part_of_a_file_is_that_part_of_the_whole(tmp_path, suffix, written):
+    assert f".{suffix}" in SUFFIXES
+    path = tmp_path / f"noise.{suffix}"
+    soundfile.write(path, np.random.default_rng(0).uniform(-0.3, 0.3, 3 * RATE), RATE, **written)
+    whole = load_audio(path)
+    np.testing.assert_allclose(load_audio(path, start=1.25, seconds=0.5), whole[20000:28000], atol=1e-6)
+    np.testing.assert_allclose(load_audio(path, start=2.5), whole[40000:], atol=1e-6)
+
+
+def test_a_part_at_another_rate_and_of_one_channel(tmp_path):
+    path = tmp_path / "two.wav"
+    both = tone(48000, 2.0, 2)
+    both[:, 1] *= -0.5
+    soundfile.write(path, both, 48000, subtype="FLOAT")
+    part = load_audio(path, start=0.5, seconds=1.0, channel=1)
+    assert len(part) == RATE
+    np.testing.assert_allclose(part[500:-500], load_audio(path, channel=1)[8500:23500], atol=1e-3)
+    np.testing.assert_allclose(part, -0.5 * load_audio(path, start=0.5, seconds=1.0, channel=0), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ({"start": 4.0}, r"a\.wav: ends after 2\.00 s, before 4\.00 s"),
+        ({"start": 1.5, "seconds": 0.6}, r"a\.wav: ends after 2\.00 s, before what is to be read of it"),
+        ({"channel": 1}, r"a\.wav: has no channel 1 .there are 1"),
+    ],
+)
+def test_a_part_that_is_not_there(tmp_path, part, message):
+    soundfile.write(tmp_path / "a.wav", tone(RATE, 2.0), RATE)
+    with pytest.raises(UserError, match=message):
+        load_audio(tmp_path / "a.wav", **part)
+    assert len(load_audio(tmp_path / "a.wav", start=1.5, seconds=0.52)) == RATE // 2  # lists of segments round

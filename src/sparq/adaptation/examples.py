@@ -21,9 +21,10 @@ from sparq.config import CurriculumConfig
 from sparq.corpus.utterance import Utterance
 from sparq.errors import UserError
 from sparq.language.tasks import IGNORED, TASKS, Example, Task, example
-from sparq.language.vocabulary import Modality, Vocabulary
+from sparq.language.vocabulary import Vocabulary
 
 ROUND = 64  # batches cut along one order of lengths; fewer would pad more
+_UNCOUNTED = 1 << 31  # more words than any limit allows
 ATTEMPTS = 1000  # to draw an utterance that can be an example
 
 
@@ -68,14 +69,15 @@ class ExampleStream(IterableDataset[dict[str, torch.Tensor]]):
             raise UserError(f"task_weights: {dict(task_weights)} (expected weights of 0 or more, not all 0)")
         self._tasks = [TASKS[name] for name, weight in task_weights.items() if weight]
         self._shares = np.cumsum([weight for weight in task_weights.values() if weight]) / total
-        self._written = _ByLength(utterances)
-        self._spoken = _ByLength(u for u in utterances if len(u.units))
-        self._timed = _ByLength(u for u in utterances if len(u.units) and u.starts is not None)
-        for task in self._tasks:
-            if not self._source(task):
-                raise UserError(
-                    f"task_weights: {task.name} has nothing to learn from (no utterances with what it needs)"
-                )
+        self._served = {task.name: _ByLength(u for u in utterances if u.serves(task)) for task in self._tasks}
+        self._timed = {
+            task.name: _ByLength(u for u in utterances if u.serves(task) and u.starts is not None)
+            for task in self._tasks
+        }
+        for name, served in self._served.items():
+            if not served:
+                raise UserError(f"task_weights: {name} has nothing to learn from (no utterances with what it needs)")
+        self._count = sum(any(u.serves(task) for task in self._tasks) for u in utterances)
         self._vocabulary = vocabulary
         self._bins = batch_bins
         self._seed = seed
@@ -87,7 +89,7 @@ class ExampleStream(IterableDataset[dict[str, torch.Tensor]]):
     def batches_per_epoch(self) -> int:
         """Number of batches that hold as many examples as there are utterances, once there is no limit of words."""
         batches = self._round(0, None)
-        return max(1, round(len(self._written) * len(batches) / sum(map(len, batches))))
+        return max(1, round(self._count * len(batches) / sum(map(len, batches))))
 
     def starting_at(self, batch: int) -> ExampleStream:
         """The same stream without its first batches; earlier rounds are not made again."""
@@ -120,7 +122,7 @@ class ExampleStream(IterableDataset[dict[str, torch.Tensor]]):
         for _ in range(ATTEMPTS):
             utterance = self._draw(task, random, limit)
             # Text may hold nothing that can be written, and a word may be so swallowed that it has no units.
-            if not self._vocabulary.write_text(utterance.text) or (_has_speech(task) and not len(utterance.units)):
+            if not utterance.serves(task) or (utterance.text and not self._vocabulary.write_text(utterance.text)):
                 continue
             made = example(task, self._vocabulary, text=utterance.text, units=utterance.units)
             if len(made.input_ids) <= self._longest:
@@ -131,23 +133,21 @@ class ExampleStream(IterableDataset[dict[str, torch.Tensor]]):
 
     def _draw(self, task: Task, random: np.random.Generator, limit: int | None) -> Utterance:
         bounded = limit is not None or random.random() < self._curriculum.spans
-        if not (bounded and self._timed):
-            return self._source(task).draw(random, limit)
-        utterance = self._timed.draw(random, None)
+        timed = self._timed[task.name]
+        if not (bounded and timed):
+            return self._served[task.name].draw(random, limit)
+        utterance = timed.draw(random, None)
         words = int(random.integers(1, min(utterance.words, limit or utterance.words) + 1))
         first = int(random.integers(0, utterance.words - words + 1))
         return utterance.span(first, first + words)
 
-    def _source(self, task: Task) -> _ByLength:
-        return self._spoken if _has_speech(task) else self._written
-
 
 class _ByLength:
-    """Utterances in the order of their numbers of words."""
+    """Utterances in the order of their numbers of words; speech alone, whose words nobody counted, behind all."""
 
     def __init__(self, utterances: Iterable[Utterance]) -> None:
-        self._utterances = sorted((u for u in utterances if u.words), key=lambda u: u.words)
-        self._words = np.array([u.words for u in self._utterances])
+        self._utterances = sorted(utterances, key=_words)
+        self._words = np.array([_words(u) for u in self._utterances])
 
     def __len__(self) -> int:
         return len(self._utterances)
@@ -162,8 +162,8 @@ class _ByLength:
         return self._utterances[random.integers(count)]
 
 
-def _has_speech(task: Task) -> bool:
-    return Modality.SPEECH in (task.condition, task.target)
+def _words(utterance: Utterance) -> int:
+    return utterance.words or _UNCOUNTED
 
 
 def _length(made: Example) -> int:

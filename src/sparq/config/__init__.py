@@ -20,6 +20,8 @@ from sparq.config.adaptation import (
 )
 from sparq.config.augmentation import AugmentationConfig
 from sparq.config.corpus import (
+    KINDS,
+    LAYOUTS,
     CorpusConfig,
     EncoderConfig,
     SourceConfig,
@@ -49,6 +51,8 @@ from sparq.config.vocoder import (
 __all__ = [
     "FINETUNING_METHODS",
     "INITIALISATIONS",
+    "KINDS",
+    "LAYOUTS",
     "LORA_TARGETS",
     "QUANTIZATION_METHODS",
     "QUANTIZATION_ROUNDINGS",

@@ -4,9 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from sparq.config.adaptation import TASKS
 from sparq.config.augmentation import AugmentationConfig
 from sparq.errors import UserError
-from sparq.schema import key
+from sparq.schema import did_you_mean, key
+
+LAYOUTS = (
+    "librispeech", "libritts", "mls", "vctk", "librilight", "ljspeech", "arctic", "an4", "lhotse", "sidecars", "audio",
+    "jsonl", "tsv", "text",
+)  # fmt: skip
+KINDS = ("audio", "text", "audio-only", "text-only")
+_ONLY = {"audio-only": "speechlm", "text-only": "textlm"}  # kind → the one task that it can serve
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,12 +68,16 @@ class VocabularyConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SourceConfig:
-    """Speech with its text: read from recordings, or text voiced by a teacher.
+    """Speech, text, or both: recordings with transcripts, text voiced by a teacher, or one of the two alone.
 
     Attributes:
-        kind: "text" (voiced by ``voices``) or "audio" (recordings with transcripts).
+        kind: "audio" (recordings with transcripts), "text" (voiced by ``voices``), "audio-only" (recordings whose
+            transcripts, if there are any, are left aside) or "text-only" (text that nobody says).
         path: the file or folder.
+        layout: how it is laid out, a name of ``LAYOUTS``, or ``lhotse:NAME`` for a recipe of Lhotse; null finds it out.
+        parts: folders in it that are used alone, such as [train-clean-100]; none for all.
         name: how the source is called in the corpus; null for the name of the file or folder, without its suffix.
+        tasks: which tasks it serves; null for all that it can, [] for none (it is there for the vocoder).
         voices: the teachers that read text out, drawn from for each utterance (docs/voices.md); "kokoro" and "flite"
             stand for all of theirs, and a name that is there twice is drawn twice as often.
         speeds: speaking rates, drawn from for each utterance; 1 is the voice's own.
@@ -84,9 +96,12 @@ class SourceConfig:
             out keep theirs too, which it is measured on.
     """
 
-    kind: str = key(choices=("text", "audio"))
+    kind: str = key(choices=KINDS)
     path: str
+    layout: str | None = None
+    parts: tuple[str, ...] = ()
     name: str | None = key(None, pattern=r"[^/]+")
+    tasks: tuple[str, ...] | None = key(None, choices=TASKS)
     voices: tuple[str, ...] = ("hibari",)
     speeds: tuple[float, ...] = key((1.0,), minimum=0.25, maximum=4)
     renderings: int = key(1, minimum=1)
@@ -100,22 +115,35 @@ class SourceConfig:
     keep_audio: int = key(0, minimum=0)
 
     def __post_init__(self) -> None:
+        if self.layout is not None and self.layout not in LAYOUTS and not self.layout.startswith("lhotse:"):
+            raise UserError(f"layout: {self.layout} ({did_you_mean(self.layout, LAYOUTS)})")
         if not self.speeds:
             raise UserError("speeds: [] (expected at least one speed)")
         if not self.voices:
             raise UserError("voices: [] (expected at least one voice)")
-        if self.renderings > 1 and self.kind == "audio":
-            raise UserError(f"renderings: {self.renderings} (expected 1 for audio, which no voice reads; see copies)")
         if self.disturbed and not (self.held_out and self.augmentation.share):
             raise UserError(
                 "disturbed: true (expected only where something is held out, and augmentation.share above 0)"
             )
-        if self.phrases and self.kind == "audio":
-            raise UserError(
-                f"phrases: {self.phrases} (expected 0 for audio: phrases are cut out of text that is voiced)"
-            )
         if self.limit is not None and self.held_out > self.limit:
             raise UserError(f"held_out: {self.held_out} (expected at most the limit, which is {self.limit})")
+        self._check_kind()
+
+    def _check_kind(self) -> None:
+        """Refuse what the kind of source cannot have."""
+        only = _ONLY.get(self.kind)
+        if only and self.tasks is not None and set(self.tasks) - {only}:
+            raise UserError(f"tasks: {list(self.tasks)} (expected [{only}], all that {self.kind} can serve)")
+        if self.kind == "text-only" and (self.keep_audio or self.copies > 1 or self.augmentation.share):
+            raise UserError("kind: text-only (expected without keep_audio, copies and augmentation: nobody says it)")
+        if self.renderings > 1 and self.kind != "text":
+            raise UserError(
+                f"renderings: {self.renderings} (expected 1 for {self.kind}, which no voice reads; see copies)"
+            )
+        if self.phrases and self.kind != "text":
+            raise UserError(
+                f"phrases: {self.phrases} (expected 0 for {self.kind}: phrases are cut out of text that is voiced)"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,7 @@ from sparq.config import CorpusConfig
 from sparq.corpus.codebook import fit_on_plan, load_codebook
 from sparq.corpus.corpus import CODEBOOK, SHARDS, STATISTICS, Corpus, shard_paths
 from sparq.corpus.parts import Measured, Part, make_parts
-from sparq.corpus.plan import Plan, plan_corpus
+from sparq.corpus.plan import Plan, plan_corpus, source_names
 from sparq.corpus.shard import SKIPPED, build_shard
 from sparq.corpus.workers import Workers
 from sparq.errors import UserError
@@ -52,9 +52,9 @@ def build_corpus(config: CorpusConfig, folder: Path, *, quiet: bool = False) -> 
     """Build a corpus in a folder, or go on with what a killed start left there.
 
     The statistics of the corpus are: ``utterances``, ``train``, ``held_out``, ``with_word_times``, ``with_audio``,
-    ``hours``; ``processes`` and ``hours_of_audio_per_hour``, measured over the ``measured_hours`` of audio that this
-    start made units of; ``left_out`` (reason → number of sentences that were not planned) and ``skipped`` (id and
-    reason of each utterance that was planned and could not be used).
+    ``hours``, ``text_only``, ``speech_only``; ``processes`` and ``hours_of_audio_per_hour``, measured over the
+    ``measured_hours`` of audio that this start made units of; ``left_out`` (reason → number of sentences that were not
+    planned) and ``skipped`` (id and reason of each utterance that was planned and could not be used).
 
     Args:
         config: what it is made of.
@@ -120,7 +120,10 @@ def _make(
     write_text(folder / STATISTICS, json.dumps(statistics, indent=2, ensure_ascii=False) + "\n")
     content = hashlib.sha256(b"".join(hashlib.sha256(part.path.read_bytes()).digest() for part in parts)).hexdigest()
     made = inputs | {"codebook": codebook.fingerprint, "shards": content[:16]}
-    write_manifest(folder, "corpus", _settings(config) | {"shards": len(parts)}, made)
+    told = {
+        name: source.tasks for source in config.sources if source.tasks is not None for name in source_names(source)
+    }
+    write_manifest(folder, "corpus", _settings(config) | {"shards": len(parts), "tasks": told}, made)
 
 
 def _settings(config: CorpusConfig) -> dict[str, Any]:
@@ -163,15 +166,17 @@ def _clear(folder: Path) -> None:
 def _statistics(plan: Plan, parts: list[Part], measured: Measured, processes: int) -> dict[str, Any]:
     skipped: list[tuple[str, str]] = []
     splits: list[str] = []
-    seconds, timed, kept = 0.0, 0, 0
+    seconds, timed, kept, written, spoken = 0.0, 0, 0, 0, 0
     for part in parts:
         file = pq.ParquetFile(part.path)
         skipped += json.loads(file.schema_arrow.metadata[SKIPPED])
-        table = file.read(columns=["split", "seconds", "word_starts", "audio"])
+        table = file.read(columns=["split", "text", "units", "seconds", "word_starts", "audio"])
         splits += table["split"].to_pylist()
         seconds += sum(table["seconds"].to_pylist())
         timed += len(table) - table["word_starts"].null_count
         kept += len(table) - table["audio"].null_count
+        written += table["units"].null_count
+        spoken += table["text"].null_count
     if not splits:
         name, reason = skipped[0]
         raise UserError(f"none of {len(plan.items)} utterances can be used ({name}: {reason})")
@@ -181,6 +186,8 @@ def _statistics(plan: Plan, parts: list[Part], measured: Measured, processes: in
         "held_out": splits.count("held_out"),
         "with_word_times": timed,
         "with_audio": kept,
+        "text_only": written,
+        "speech_only": spoken,
         "hours": round(seconds / 3600, 4),
         "processes": processes,
         "hours_of_audio_per_hour": round(measured.rate, 1),

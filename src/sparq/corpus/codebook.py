@@ -53,9 +53,11 @@ def fit_on_plan(
         quiet: without a progress bar.
 
     Raises:
-        UserError: no utterance could be made, or they have fewer frames than there are clusters.
+        UserError: there is no speech, no utterance could be made, or they have fewer frames than there are clusters.
     """
     chosen = Plan(plan.to_fit(config.fit_utterances), {})
+    if not chosen.items:
+        raise UserError("units.name: null (expected a ready codebook: there is no speech to fit units on)")
     parts = [Part(folder / f"{index:05d}.npz", items) for index, items in enumerate(chosen.shards)]
     make_parts(functools.partial(_write_features, encoder.name, encoder.layer), parts, workers, "codebook", quiet=quiet)
     features: list[np.ndarray] = []

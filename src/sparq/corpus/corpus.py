@@ -95,6 +95,8 @@ class Corpus:
             f"{told['hours']:.2f} hours at {told['hours_of_audio_per_hour']:.0f} hours of audio per hour "
             f"in {told['processes']} processes"
         )
+        alone = [f"{told[f'{kind}_only']} of {kind} alone" for kind in ("speech", "text") if told.get(f"{kind}_only")]
+        line += f"; {', '.join(alone)}" if alone else ""
         skipped = told["skipped"]
         return line + (f"; {len(skipped)} skipped, such as {' ('.join(skipped[0].values())})" if skipped else "")
 
@@ -115,9 +117,12 @@ class Corpus:
         """
         part = self.table.filter(self._which(self.table, split, sources))
         columns = [_arrays(part[name]) for name in ("units", "word_starts", "word_ends")]
+        tasks = {source: tuple(names) for source, names in self.manifest.settings.get("tasks", {}).items()}
         return [
-            Utterance(text, np.zeros(0, np.int64) if units is None else units, starts, ends)
-            for text, units, starts, ends in zip(part["text"].to_pylist(), *columns, strict=True)
+            Utterance(text or "", np.zeros(0, np.int64) if units is None else units, starts, ends, tasks.get(source))
+            for text, source, units, starts, ends in zip(
+                part["text"].to_pylist(), part["source"].to_pylist(), *columns, strict=True
+            )
         ]
 
     def recordings(self, sources: Iterable[str] | None = None, split: Split = "train") -> list[Recording]:

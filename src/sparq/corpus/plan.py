@@ -10,15 +10,16 @@ import dataclasses
 import functools
 import hashlib
 import random
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, deque
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
 from sparq.artifacts import fingerprint
 from sparq.assets import resolve
-from sparq.config import CorpusConfig, SourceConfig
-from sparq.corpus.readers import Recording, read_corpus
+from sparq.config import AugmentationConfig, CorpusConfig, SourceConfig
+from sparq.corpus.readers import read_corpus
+from sparq.corpus.recording import Recording
 from sparq.errors import UserError
 from sparq.language.writing import normalise_text
 from sparq.speech.augmentation import Disturbance, draw_disturbance
@@ -41,10 +42,11 @@ class Item:
         id: unique in the corpus; begins with the source.
         source: name of its source.
         split: "train" or "held_out".
-        text: what is said.
+        text: what is said, or None where there is speech alone.
         speaker: who says it, where that is known.
-        audio: the recording, or None where ``voice`` reads the text out.
-        voice: the teacher, or None for a recording.
+        audio: the recording, or None where ``voice`` reads the text out or nobody does.
+        start, seconds, channel: what of the recording it is (:class:`sparq.corpus.recording.Recording`).
+        voice: the teacher, or None for a recording and for text alone.
         speed: the teacher's.
         seed: of the noise in the teacher's voice.
         keep_audio: whether the corpus keeps the waveform.
@@ -54,14 +56,22 @@ class Item:
     id: str
     source: str
     split: Split
-    text: str
+    text: str | None
     speaker: str | None
     audio: Path | None = None
+    start: float = 0.0
+    seconds: float | None = None
+    channel: int | None = None
     voice: str | None = None
     speed: float = 1.0
     seed: int = 0
     keep_audio: bool = False
     disturbance: Disturbance | None = None
+
+    @property
+    def heard(self) -> bool:
+        """Whether there is speech in it."""
+        return self.audio is not None or self.voice is not None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,8 +108,8 @@ class Plan:
         return fingerprint(rows)
 
     def to_fit(self, count: int) -> tuple[Item, ...]:
-        """Give the first ``count`` training items, which are spread over the sources, to fit a codebook on."""
-        return tuple(item for item in self.items if item.split == "train")[:count]
+        """Give the first ``count`` training items with speech, spread over the sources, to fit a codebook on."""
+        return tuple(item for item in self.items if item.split == "train" and item.heard)[:count]
 
 
 def plan_corpus(config: CorpusConfig) -> Plan:
@@ -108,12 +118,12 @@ def plan_corpus(config: CorpusConfig) -> Plan:
     Raises:
         UserError: a source cannot be read, two have one name, or one has fewer sentences than it is to hold out.
     """
-    names = [source.name or resolve(source.path).stem for source in config.sources]
+    names = [source_names(source)[0] for source in config.sources]
     for name, uses in Counter(names).items():
         if uses > 1:
             raise UserError(f"sources: two are called {name!r} (give one of them another name)")
     left_out: Counter[str] = Counter()
-    read = [_read(source, name, left_out) for source, name in zip(config.sources, names, strict=True)]
+    read = [_read(config, source, name, left_out) for source, name in zip(config.sources, names, strict=True)]
     choices = [
         _choose(s, sentences, _random(config, n))
         for s, n, sentences in zip(config.sources, names, read, strict=True)
@@ -126,11 +136,11 @@ def plan_corpus(config: CorpusConfig) -> Plan:
         *(sentence for chosen, _ in choices for sentence in chosen),
         *(p for phrases in held_phrases for p in phrases),
     ]
-    forbidden = {_key(sentence.text) for sentence in kept}
+    forbidden = {_key(sentence) for sentence in kept}
 
     groups: list[list[tuple[Item, ...]]] = []
     for source, name, (chosen, others), phrases in zip(config.sources, names, choices, held_phrases, strict=True):
-        free = [sentence for sentence in others if _key(sentence.text) not in forbidden]
+        free = [sentence for sentence in others if _key(sentence) not in forbidden]
         left_out["held out"] += len(others) - len(free)
         room = len(free) if source.limit is None else source.limit - len(chosen)
         left_out["limit"] += max(0, len(free) - room)
@@ -150,34 +160,64 @@ def plan_corpus(config: CorpusConfig) -> Plan:
     return Plan(tuple(used), {reason: count for reason, count in left_out.items() if count})
 
 
-def _key(text: str) -> str:
-    """What makes two texts the same sentence: letters, digits and apostrophes."""
-    return normalise_text(text, "letters")
+def source_names(source: SourceConfig) -> tuple[str, ...]:
+    """Give the name of a source in the corpus, and those of its phrases and of what is disturbed."""
+    name = source.name or resolve(source.path).stem
+    return name, f"{name}/phrases", f"{name}/disturbed"
+
+
+def _key(recording: Recording) -> str:
+    """What makes two recordings the same sentence: letters, digits and apostrophes; nothing where no text is known."""
+    return f"/{recording.id}" if recording.text is None else normalise_text(recording.text, "letters")
 
 
 def _random(config: CorpusConfig, name: str) -> random.Random:
     return random.Random(f"{config.seed}/{name}")
 
 
-def _read(source: SourceConfig, name: str, left_out: Counter[str]) -> list[Recording]:
+def _read(config: CorpusConfig, source: SourceConfig, name: str, left_out: Counter[str]) -> list[Recording]:
     """Read a source, without texts that a vocabulary could not write."""
+    speech, text = source.kind in ("audio", "audio-only"), source.kind != "audio-only"
+    found: Iterable[Recording] = read_corpus(resolve(source.path), source.layout, source.parts, audio=speech, text=text)
+    if source.limit is not None and source.kind in ("audio-only", "text-only"):
+        # These may be tens of millions of lines; no more than the limit is kept in memory, and looked at any closer.
+        found, passed = _at_most(source.limit, found, source.held_out_from, _random(config, f"{name}/read"))
+        left_out["limit"] += passed
     sentences = []
-    for recording in read_corpus(resolve(source.path)):
-        if source.kind == "audio" and recording.audio is None:
-            raise UserError(f"{source.path}: {recording.id} has no audio (for text to be voiced, the kind is text)")
-        try:
-            usable = bool(_key(recording.text))
-        except UserError:
-            usable = False
-        if usable:
+    for recording in found:
+        if speech and recording.audio is None:
+            raise UserError(f"{source.path}: {recording.id} has no audio (for text, the kind is text or text-only)")
+        if _writable(recording):
             sentences.append(recording)
         else:
             left_out["no words, or characters that stand for units"] += 1
-    if source.held_out > len({_key(sentence.text) for sentence in sentences}):
+    if source.held_out > len({_key(sentence) for sentence in sentences}):
         raise UserError(
             f"source {name}: held_out: {source.held_out} (expected at most its number of different sentences)"
         )
     return sentences
+
+
+def _writable(recording: Recording) -> bool:
+    try:
+        return bool(_key(recording))
+    except UserError:
+        return False
+
+
+def _at_most(count: int, found: Iterable[Recording], where: str, chance: random.Random) -> tuple[list[Recording], int]:
+    """Keep ``count`` of all, the last or any of them with the same chance, and say how many were passed over."""
+    total = 0
+    kept: list[Recording] = []
+    last: deque[Recording] = deque(maxlen=count)
+    for total, recording in enumerate(found, start=1):
+        if where == "end":
+            last.append(recording)
+        elif total <= count:
+            kept.append(recording)
+        elif (place := chance.randrange(total)) < count:  # reservoir sampling
+            kept[place] = recording
+    return kept or list(last), max(0, total - count)
 
 
 def _choose(
@@ -190,8 +230,8 @@ def _choose(
     held: dict[str, Recording] = {}
     others = []
     for sentence in reversed(order):
-        if len(held) < source.held_out and _key(sentence.text) not in held:
-            held[_key(sentence.text)] = sentence
+        if len(held) < source.held_out and _key(sentence) not in held:
+            held[_key(sentence)] = sentence
         else:
             others.append(sentence)
     chance.shuffle(others)
@@ -207,13 +247,15 @@ def _cut_phrases(
     phrases = []
     for i in range(count):
         sentence = sentences[i % len(sentences)]
+        assert sentence.text is not None  # only sources of text have phrases
         words = sentence.text.split()
         for _ in range(_TRIES):
             length = chance.randint(1, min(LONGEST_PHRASE, len(words)))
             start = chance.randint(0, len(words) - length)
             text = " ".join(words[start : start + length]).strip(_PUNCTUATION)
-            if _key(text) and _key(text) not in forbidden:
-                phrases.append(Recording(f"{sentence.id}-{i // len(sentences)}", None, text))
+            phrase = Recording(f"{sentence.id}-{i // len(sentences)}", None, text)
+            if _key(phrase) and _key(phrase) not in forbidden:
+                phrases.append(phrase)
                 break
     return phrases
 
@@ -231,7 +273,9 @@ def _training(
                 item = dataclasses.replace(said, id=f"{said.id}#{copy + 1}" if copy else said.id)
                 kept = i < keep_audio and not utterances
                 utterances.append(
-                    dataclasses.replace(item, keep_audio=True) if kept else _disturbed(config, source, item)
+                    dataclasses.replace(item, keep_audio=True)
+                    if kept
+                    else _disturbed(config, source.augmentation, item)
                 )
         planned.append(tuple(utterances))
     return planned
@@ -248,7 +292,7 @@ def _held_out(
 ) -> list[tuple[Item, ...]]:
     """Plan sentences as they are and, if that is asked for, a second time as another source, all of them disturbed."""
     planned: list[tuple[Item, ...]] = []
-    always = dataclasses.replace(source, augmentation=dataclasses.replace(source.augmentation, share=1.0))
+    always = dataclasses.replace(source.augmentation, share=1.0)
     for sentence in sentences:
         item = _item(config, source, name, "held_out", sentence)
         again = dataclasses.replace(item, id=f"{name}/disturbed/{sentence.id}", source=f"{name}/disturbed")
@@ -260,9 +304,13 @@ def _held_out(
 def _item(
     config: CorpusConfig, source: SourceConfig, name: str, split: Split, sentence: Recording, rendering: str = ""
 ) -> Item:
-    item = Item(f"{name}/{sentence.id}{rendering}", name, split, sentence.text, sentence.speaker)
-    if source.kind == "audio":
-        return dataclasses.replace(item, audio=sentence.audio)
+    text = None if source.kind == "audio-only" else sentence.text
+    item = Item(f"{name}/{sentence.id}{rendering}", name, split, text, sentence.speaker)
+    if source.kind == "text-only":
+        return item
+    if source.kind != "text":
+        start, seconds, channel = sentence.start, sentence.seconds, sentence.channel
+        return dataclasses.replace(item, audio=sentence.audio, start=start, seconds=seconds, channel=channel)
     seed = int.from_bytes(hashlib.sha256(f"{config.seed}/{item.id}".encode()).digest()[:4], "little")
     speed = _random(config, f"{item.id}/speed").choice(source.speeds)
     chance = _random(config, f"{item.id}/voice")
@@ -270,9 +318,9 @@ def _item(
     return dataclasses.replace(item, speaker=voice, voice=voice, speed=speed, seed=seed)
 
 
-def _disturbed(config: CorpusConfig, source: SourceConfig, item: Item) -> Item:
+def _disturbed(config: CorpusConfig, how: AugmentationConfig, item: Item) -> Item:
     chance = _random(config, f"{item.id}/disturbance")
-    return dataclasses.replace(item, disturbance=draw_disturbance(source.augmentation, chance))
+    return dataclasses.replace(item, disturbance=draw_disturbance(how, chance))
 
 
 def _mix(groups: Sequence[Sequence[tuple[Item, ...]]]) -> list[Item]:

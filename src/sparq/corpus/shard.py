@@ -30,16 +30,26 @@ SCHEMA = pa.schema(
         ("id", pa.string()),
         ("source", pa.string()),
         ("split", pa.string()),
-        ("text", pa.string()),
+        ("text", pa.string()),  # or null
         ("speaker", pa.string()),
         ("seconds", pa.float64()),
-        ("units", pa.list_(pa.uint16())),  # raw: one a frame
+        ("units", pa.list_(pa.uint16())),  # raw: one a frame; null where there is text alone
         ("word_starts", pa.list_(pa.int32())),  # first frame of each word of text.split(), or null
         ("word_ends", pa.list_(pa.int32())),  # the frame after its last
         ("audio", pa.binary()),  # 16 kHz FLAC, or null
     ]
 )
 SKIPPED = b"sparq.skipped"  # key of the table's metadata: JSON list of [id, reason]
+_SPEECH = (
+    "audio",
+    "start",
+    "seconds",
+    "channel",
+    "voice",
+    "text",
+    "speed",
+    "seed",
+)  # what makes the waveform of an item
 _TOGETHER = 32  # utterances held in memory at a time
 
 _voice = functools.cache(load_voice)
@@ -47,7 +57,7 @@ cached_encoder = functools.cache(load_encoder)
 
 
 def build_shard(items: Sequence[Item], codebook: Codebook) -> pa.Table:
-    """Voice or read utterances, and make units of them.
+    """Voice or read utterances, and make units of them; text alone stays as it is.
 
     Args:
         items: from a plan.
@@ -66,9 +76,11 @@ def build_shard(items: Sequence[Item], codebook: Codebook) -> pa.Table:
     rows: list[dict[str, object]] = []
     skipped: list[tuple[str, str]] = []
     for spoken in _speak(items, encoder, skipped):
-        units = extractor.extract([waveform for _, waveform, _ in spoken])
-        for (item, waveform, words), its_units in zip(spoken, units, strict=True):
-            starts, ends = _word_frames(words, item.text, encoder.hop, len(its_units))
+        units = iter(extractor.extract([waveform for _, waveform, _ in spoken if waveform is not None]))
+        for item, waveform, words in spoken:
+            its_units = None if waveform is None else next(units).astype(np.uint16)
+            frames = 0 if its_units is None else len(its_units)
+            starts, ends = _word_frames(words, item.text, encoder.hop, frames)
             rows.append(
                 {
                     "id": item.id,
@@ -76,11 +88,11 @@ def build_shard(items: Sequence[Item], codebook: Codebook) -> pa.Table:
                     "split": item.split,
                     "text": item.text,
                     "speaker": item.speaker,
-                    "seconds": len(waveform) / RATE,
-                    "units": its_units.astype(np.uint16),
+                    "seconds": 0.0 if waveform is None else len(waveform) / RATE,
+                    "units": its_units,
                     "word_starts": starts,
                     "word_ends": ends,
-                    "audio": _flac(waveform) if item.keep_audio else None,
+                    "audio": _flac(waveform) if item.keep_audio and waveform is not None else None,
                 }
             )
     metadata = {SKIPPED: json.dumps(skipped).encode()}
@@ -94,15 +106,18 @@ def shard_features(items: Sequence[Item], encoder: Encoder) -> tuple[list[np.nda
         The features of the items that could be used, and id and reason of each other.
     """
     skipped: list[tuple[str, str]] = []
-    batches = [encoder.encode([waveform for _, waveform, _ in spoken]) for spoken in _speak(items, encoder, skipped)]
+    heard = (
+        [waveform for _, waveform, _ in spoken if waveform is not None] for spoken in _speak(items, encoder, skipped)
+    )
+    batches = [encoder.encode(waveforms) for waveforms in heard]
     return [features for batch in batches for features in batch], skipped
 
 
-_Spoken = tuple[Item, np.ndarray, Sequence[Word] | None]
+_Spoken = tuple[Item, np.ndarray | None, Sequence[Word] | None]
 
 
 def _speak(items: Sequence[Item], encoder: Encoder, skipped: list[tuple[str, str]]) -> Iterator[list[_Spoken]]:
-    """Yield batches of items with their waveforms; those that cannot be used are added to ``skipped``."""
+    """Yield batches of items with their waveforms, None for text alone; what cannot be used goes to ``skipped``."""
     for i in range(0, len(items), _TOGETHER):
         said: list[_Spoken] = []
         for item in items[i : i + _TOGETHER]:
@@ -116,7 +131,7 @@ def _speak(items: Sequence[Item], encoder: Encoder, skipped: list[tuple[str, str
                 skipped.append((item.id, str(error)))
         batch = []
         for item, waveform, words in _disturbed(said):
-            if encoder.frames(len(waveform)):
+            if waveform is None or encoder.frames(len(waveform)):
                 batch.append((item, waveform, words))
             else:
                 skipped.append((item.id, f"too short ({len(waveform) / RATE:.3f} s)"))
@@ -125,39 +140,49 @@ def _speak(items: Sequence[Item], encoder: Encoder, skipped: list[tuple[str, str
 
 
 def _same_speech(a: Item, b: Item) -> bool:
-    return (a.audio, a.voice, a.text, a.speed, a.seed) == (b.audio, b.voice, b.text, b.speed, b.seed)
+    return all(getattr(a, name) == getattr(b, name) for name in _SPEECH)
+
+
+def _another(a: Item, b: Item) -> bool:
+    """Whether two items say something else; of speech alone nobody knows what it says."""
+    return a.text != b.text or (a.text is None and not _same_speech(a, b))
 
 
 def _disturbed(said: Sequence[_Spoken]) -> Iterator[_Spoken]:
     """Disturb the utterances of a batch; babble is made of those in it that say something else."""
     for item, waveform, words in said:
-        if item.disturbance is None:
+        if item.disturbance is None or waveform is None:
             yield item, waveform, words
             continue
         rate = item.disturbance.rate
-        others = (
-            [other for its, other, _ in said if its.text != item.text] if item.disturbance.noise == "babble" else []
-        )
+        others = [
+            other
+            for its, other, _ in said
+            if item.disturbance.noise == "babble" and other is not None and _another(its, item)
+        ]
         moved = words and [dataclasses.replace(word, start=word.start / rate, end=word.end / rate) for word in words]
         yield item, disturb(waveform, item.disturbance, others), moved
 
 
-def _waveform(item: Item, voice: Voice | None) -> tuple[np.ndarray, Sequence[Word] | None]:
+def _waveform(item: Item, voice: Voice | None) -> tuple[np.ndarray | None, Sequence[Word] | None]:
+    if not item.heard:
+        return None, None
     if voice is not None:
+        assert item.text is not None
         said = voice.speak(item.text, item.speed, item.seed)
         return said.waveform, said.words
     assert item.audio is not None
-    waveform = load_audio(item.audio)
+    waveform = load_audio(item.audio, start=item.start, seconds=item.seconds, channel=item.channel)
     if not waveform.any():
         raise UserError(f"{item.audio}: is silent")
     return waveform, None
 
 
 def _word_frames(
-    words: Sequence[Word] | None, text: str, hop: int, frames: int
+    words: Sequence[Word] | None, text: str | None, hop: int, frames: int
 ) -> tuple[list[int], list[int]] | tuple[None, None]:
     """Word times in frames; none where the voice told none, or of other words than the text has."""
-    if words is None or len(words) != len(text.split()):
+    if words is None or text is None or len(words) != len(text.split()):
         return None, None
 
     def frame(seconds: float) -> int:

@@ -10,7 +10,7 @@ from sparq.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-    """The paper's four scores of a model; lower is better in each.
+    """The paper's four scores of a model; lower is better in each, and None was not measured.
 
     Attributes:
         text_perplexity: on textLM examples.
@@ -19,14 +19,16 @@ class Scores:
         tts_wer: percent.
     """
 
-    text_perplexity: float
-    speech_perplexity: float
-    asr_wer: float
-    tts_wer: float
+    text_perplexity: float | None
+    speech_perplexity: float | None
+    asr_wer: float | None
+    tts_wer: float | None
 
 
 def average_drop(full: Scores, quantised: Scores) -> float:
     """Mean over the four scores of quantised / full − 1, in percent; negative where the model became better.
+
+    Scores that one of the two lacks are passed over.
 
     The printed drops of Tables 1 and 6 follow from their rows by this, up to rounding, but for OPT-125m with SpARQ at
     W4A4; several of Table 2 and some of Table 9 do not.
@@ -36,11 +38,17 @@ def average_drop(full: Scores, quantised: Scores) -> float:
         quantised: scores after.
 
     Raises:
-        UserError: a score of ``full`` is not above zero (a recogniser without errors, say): nothing is relative to it.
+        UserError: a score of ``full`` is not above zero (a recogniser without errors, say): nothing is relative to it;
+            or no score was measured of both.
     """
     ratios = []
     for name, before in dataclasses.asdict(full).items():
+        after = getattr(quantised, name)
+        if before is None or after is None:
+            continue
         if not before > 0:
             raise UserError(f"average drop: {name} is {before} before, so the drop relative to it has no value")
-        ratios.append(getattr(quantised, name) / before - 1)
+        ratios.append(after / before - 1)
+    if not ratios:
+        raise UserError("average drop: no score was measured both before and after")
     return 100 * math.fsum(ratios) / len(ratios)

@@ -42,8 +42,8 @@ class Assessment:
     """Everything that is measured of a model.
 
     Attributes:
-        scores: the paper's four.
-        accuracy: next-token accuracy in percent for each task.
+        scores: the paper's four; None where there was nothing to measure on.
+        accuracy: next-token accuracy in percent for each task that was measured.
         asr, tts: the word errors behind the rates.
         outliers: kind of input → outliers on it; nothing of a deployed model.
         transcripts: what it wrote down of each utterance.
@@ -52,15 +52,15 @@ class Assessment:
 
     scores: Scores
     accuracy: Mapping[str, float]
-    asr: WordErrors
-    tts: WordErrors
+    asr: WordErrors | None
+    tts: WordErrors | None
     outliers: Mapping[str, OutlierReport]
     transcripts: Sequence[str]
     heard: Sequence[str]
 
 
 def task_examples(vocabulary: Vocabulary, utterances: Sequence[Utterance], task: str) -> list[Example]:
-    """Write utterances as examples of a task, leaving out those that have no speech where it needs some.
+    """Write utterances as examples of a task, leaving out those that lack what it needs or are not meant for it.
 
     Raises:
         UserError: nothing is left.
@@ -72,12 +72,13 @@ def task_examples(vocabulary: Vocabulary, utterances: Sequence[Utterance], task:
 
 
 def _task_examples(vocabulary: Vocabulary, utterances: Sequence[Utterance], task: str) -> list[Example]:
-    needs_speech = task != "textlm"
-    return [
-        example(TASKS[task], vocabulary, text=u.text, units=u.units)
-        for u in utterances
-        if vocabulary.write_text(u.text) and (len(u.units) or not needs_speech)
-    ]
+    chosen = _serving(vocabulary, utterances, task)
+    return [example(TASKS[task], vocabulary, text=u.text, units=u.units) for u in chosen]
+
+
+def _serving(vocabulary: Vocabulary, utterances: Sequence[Utterance], task: str) -> list[Utterance]:
+    """Choose what serves a task and, where it has text, has some that can be written."""
+    return [u for u in utterances if u.serves(TASKS[task]) and (not u.text or vocabulary.write_text(u.text))]
 
 
 def assess(
@@ -91,7 +92,8 @@ def assess(
 
     Args:
         lm: the model, with a vocoder.
-        utterances: held out from its training; the first ``config.sentences`` are used.
+        utterances: held out from its training; the first ``config.sentences`` that serve a task are used for it, and a
+            task that none serves (for want of text or of speech) has no score.
         judge: recogniser that hears what the model says.
         config: how many sentences, and how the model searches.
         progress: told what is done next.
@@ -99,29 +101,33 @@ def assess(
     Raises:
         UserError: there are no utterances, or the model cannot speak.
     """
-    chosen = [u for u in utterances if len(u.units) and lm.vocabulary.write_text(u.text)][: config.sentences]
-    if not chosen:
+    chosen = {task: _serving(lm.vocabulary, utterances, task)[: config.sentences] for task in TASKS}
+    examples = {task: _task_examples(lm.vocabulary, some, task) for task, some in chosen.items() if some}
+    if not examples:
         raise UserError("evaluation: there is not one held-out utterance")
-    texts = [u.text for u in chosen]
     listening, speaking = (
         dataclasses.replace(beam_search(beams), max_pieces=config.max_pieces) for beams in (config.beam, 1)
     )
     progress("perplexity")
-    likelihoods = {task: perplexity(lm.model, task_examples(lm.vocabulary, chosen, task)) for task in TASKS}
+    likelihoods = {task: perplexity(lm.model, made) for task, made in examples.items()}
     progress("outliers")
     # Of a deployed model, which may be a graph, only the logits are seen.
     deployed = getattr(lm.model.config, RECORD, None) is not None
-    report = {} if deployed else outliers_by_modality(lm.model, lm.vocabulary, chosen)
+    seen = {} if deployed else MODALITIES
+    report = {kind: outliers(lm.model, padded_batches(examples[t])) for kind, t in seen.items() if t in examples}
     progress("listening")
-    transcripts = lm.write_down([u.units for u in chosen], listening)
+    transcripts = lm.write_down([u.units for u in chosen["asr"]], listening) if chosen["asr"] else []
     progress("speaking")
-    heard = judge.transcribe([wave for wave, _ in lm.speak(texts, speaking)])
-    asr_errors, tts_errors = word_error_rate(texts, transcripts), word_error_rate(texts, heard)
+    texts = [u.text for u in chosen["tts"]]
+    heard = judge.transcribe([wave for wave, _ in lm.speak(texts, speaking)]) if texts else []
+    asr_errors = word_error_rate([u.text for u in chosen["asr"]], transcripts) if transcripts else None
+    tts_errors = word_error_rate(texts, heard) if texts else None
+    text, speech = (likelihoods[task].perplexity if task in likelihoods else None for task in ("textlm", "speechlm"))
     scores = Scores(
-        text_perplexity=likelihoods["textlm"].perplexity,
-        speech_perplexity=likelihoods["speechlm"].perplexity,
-        asr_wer=asr_errors.wer,
-        tts_wer=tts_errors.wer,
+        text_perplexity=text,
+        speech_perplexity=speech,
+        asr_wer=None if asr_errors is None else asr_errors.wer,
+        tts_wer=None if tts_errors is None else tts_errors.wer,
     )
     accuracy = {task: likelihood.next_token_accuracy for task, likelihood in likelihoods.items()}
     return Assessment(scores, accuracy, asr_errors, tts_errors, report, transcripts, heard)
@@ -157,12 +163,14 @@ def live_measure(
 
     Examples that are longer than the model's positions are left out, and so is a task without any example.
     """
-    few = list(utterances[:LIVE])
+    served = {task: _serving(vocabulary, utterances, task)[:LIVE] for task in TASKS}
 
     def measure(model: PreTrainedModel) -> dict[str, float]:
-        values = task_losses(model, vocabulary, few)
+        values: dict[str, float] = {}
+        for task, few in served.items():
+            values |= task_losses(model, vocabulary, few, (task,))
         for kind, task in MODALITIES.items():
-            if examples := _examples_that_fit(model, vocabulary, few, task):
+            if examples := _examples_that_fit(model, vocabulary, served[task], task):
                 outside, inside = outliers(model, padded_batches(examples)), sinks(model, padded_batches(examples))
                 values |= {f"outliers/{kind}/{name}": getattr(outside, name) for name in LIVE_OUTLIERS}
                 values |= {f"outliers/{kind}/{name}": getattr(inside, name) for name in LIVE_SINKS}

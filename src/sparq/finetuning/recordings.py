@@ -14,7 +14,8 @@ from sparq.artifacts import MANIFEST
 from sparq.config import CorpusConfig, EncoderConfig, SourceConfig, UnitsConfig
 from sparq.corpus.codebook import load_codebook
 from sparq.corpus.corpus import Corpus
-from sparq.corpus.readers import Recording, read_corpus
+from sparq.corpus.readers import read_corpus
+from sparq.corpus.recording import Recording
 from sparq.errors import UserError
 from sparq.language.writing import normalise_text
 from sparq.speech.audio import RATE
@@ -87,7 +88,7 @@ def look_at(folder: Path) -> Recordings:
     return Recordings(
         folder.resolve().name,
         len(spoken),
-        len({sentence_key(recording.text) for recording in spoken} - {""}),
+        len({sentence_key(recording.text or "") for recording in spoken} - {""}),
         seconds,
         dict(rates),
         len({recording.speaker for recording in spoken if recording.speaker is not None}),
@@ -101,7 +102,7 @@ def look_at_corpus(corpus: Corpus) -> Recordings:
     return Recordings(
         corpus.folder.resolve().name,
         len(texts),
-        len({sentence_key(text) for text in texts} - {""}),
+        len({sentence_key(text or "") for text in texts} - {""}),
         corpus.seconds,
         {},
         len(speakers),

@@ -41,7 +41,7 @@ def general_text(learnt: Iterable[str], held_out: Iterable[str]) -> GeneralText:
     """
     if not resolve(TEXT).is_file():
         return GeneralText()
-    texts = [recording.text for recording in read_corpus(resolve(TEXT))]
+    texts = [recording.text or "" for recording in read_corpus(resolve(TEXT))]
     return GeneralText(
         _without(texts[:-HELD_OUT], held_out),
         _without(texts[-HELD_OUT:], learnt),

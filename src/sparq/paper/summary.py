@@ -17,6 +17,7 @@ from sparq.config import QuantizationRow, RecordingConfig
 from sparq.errors import UserError
 from sparq.evaluation import Scores, average_drop, word_error_rate
 from sparq.language.speech_lm import SpeechLM
+from sparq.language.tasks import TASKS
 from sparq.making import SPEECHLM, TRAINING, Watcher
 from sparq.paper.figures import LIVE_PANELS
 from sparq.paper.heatmaps import head_maps
@@ -73,13 +74,14 @@ def finish(recipe: Recipe, watcher: Watcher, *, quiet: bool = False) -> tuple[li
     for sink, row in run.models():
         folder = run.folder / run.scored(sink, row).kind.removeprefix("stage:")
         results[sink, row] = json.loads((folder / RESULT).read_text(encoding="utf-8"))
-    sentences = next(iter(results.values()))["asr"]["utterances"]
+    measured = next(iter(results.values()))
+    sentences = max((measured[task]["utterances"] for task in ("asr", "tts") if measured[task]), default=0)
     rows = score_rows(results)
     plain = [dataclasses.asdict(row) for row in rows]
     write_text(run.folder / TABLE, json.dumps({"rows": plain, "made": provenance()}, indent=1) + "\n")
     watcher.note("recordings and spoken sentences for the report")
     models = {sink: SpeechLM.load(run.folder / sink / SPEECHLM) for sink in recipe.attention.sinks}
-    sample = next(u for u in run.corpus.utterances("held_out") if len(u.units))
+    sample = next((u for u in run.corpus.utterances("held_out") if u.serves(TASKS["asr"])), None)
     data = ReportData(
         name=recipe.name,
         description=recipe.description,
@@ -90,8 +92,8 @@ def finish(recipe: Recipe, watcher: Watcher, *, quiet: bool = False) -> tuple[li
         curves=[_curve(run, sink) for sink in models],
         outliers=_bars(results),
         live=[_live(run, sink) for sink in models],
-        heads=[head_maps(sink, lm, sample) for sink, lm in models.items()],
-        sample=sample.text,
+        heads=[] if sample is None else [head_maps(sink, lm, sample) for sink, lm in models.items()],
+        sample="" if sample is None else sample.text,
         recordings=[_recording(config, path, models) for config, path in recordings],
         spoken=_spoken(run, models),
         notes=[
@@ -114,7 +116,7 @@ def score_rows(results: dict[tuple[str, QuantizationRow | None], dict[str, Any]]
                 drop = average_drop(Scores(**results[sink, None]["scores"]), scores)
             except UserError:  # a full-precision score of 0, relative to which nothing is
                 drop = None
-        outliers = result["outliers"][OUTLIERS_ON]
+        outliers = result["outliers"].get(OUTLIERS_ON, {})
         rows.append(
             ScoreRow(
                 sink=sink,
@@ -122,8 +124,8 @@ def score_rows(results: dict[tuple[str, QuantizationRow | None], dict[str, Any]]
                 method=None if row is None else method_title(row),
                 **dataclasses.asdict(scores),
                 average_drop=drop,
-                maximum_infinity_norm=outliers["maximum_infinity_norm"],
-                average_kurtosis=outliers["average_kurtosis"],
+                maximum_infinity_norm=outliers.get("maximum_infinity_norm"),
+                average_kurtosis=outliers.get("average_kurtosis"),
             )
         )
     return rows

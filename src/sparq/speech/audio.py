@@ -7,10 +7,12 @@ than none.
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import os
 import re
 import struct
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import IO
@@ -24,53 +26,94 @@ from sparq.errors import UserError
 RATE = 16000
 """Samples per second of everything inside SpARQ."""
 
+SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".sph", ".aiff", ".aif", ".au")
+"""How names of audio files end. Contents decide how a file is read, so one of another name can be read too."""
+
 _BLOCK_SECONDS = 30
+_ROUNDING = 0.05  # seconds; lists of segments round, and may end a little behind their file
 _MP3_SLACK = 2 * 1152  # frames; encoders without a length in their header are only known to within a packet or two
 _CHUNK_SIZES = re.compile(r"data\s*: (\d+) \(should be (\d+)\)")
 _OPEN_WAV = struct.Struct("<4sI8sIHHIIHH4sI")  # of a file whose length nobody knows yet
 _UNKNOWN_SIZE = 2**31 - 2  # what programs that write to a pipe put where the size belongs, or more
 
 
-def load_audio(source: str | Path | IO[bytes], rate: int = RATE) -> np.ndarray:
+def load_audio(
+    source: str | Path | IO[bytes],
+    rate: int = RATE,
+    *,
+    start: float = 0.0,
+    seconds: float | None = None,
+    channel: int | None = None,
+) -> np.ndarray:
     """Read wav, flac, ogg, mp3 or anything else libsndfile reads, of any rate and number of channels.
 
     Args:
         source: a path, or a binary file (standard input, an upload), which is read to its end.
         rate: samples per second of what is returned.
+        start: where in the file to begin, in seconds; what is before is not decoded.
+        seconds: how much to read; None to the end.
+        channel: the channel to read, from 0; None for the mean of all.
 
     Returns:
-        float32 ``[samples]``, the mean of the channels, full scale at ±1. Silence is allowed.
+        float32 ``[samples]``, full scale at ±1. Silence is allowed.
 
     Raises:
-        UserError: missing, not audio, truncated, without samples, or with values that are not finite.
+        UserError: missing, not audio, truncated, shorter than what is to be read, without that channel, without
+            samples, or with values that are not finite.
     """
+    part = _Part(start, seconds, channel)
     if isinstance(source, (str, Path)):
         name = str(source)
         if not Path(source).is_file():
             raise UserError(f"{name}: {'is a folder' if Path(source).is_dir() else 'no such file'}")
-        return _decode(name, name, rate)
+        return _decode(name, name, rate, part)
     name = str(getattr(source, "name", "audio"))
-    return _decode("standard input" if name == "<stdin>" else name, io.BytesIO(source.read()), rate)
+    return _decode("standard input" if name == "<stdin>" else name, io.BytesIO(source.read()), rate, part)
 
 
-def _decode(name: str, source: str | io.BytesIO, rate: int) -> np.ndarray:
+@dataclasses.dataclass(frozen=True)
+class _Part:
+    """What of a file is read."""
+
+    start: float
+    seconds: float | None
+    channel: int | None
+
+
+def _decode(name: str, source: str | io.BytesIO, rate: int, part: _Part) -> np.ndarray:
     try:
         with soundfile.SoundFile(source) as file:
+            if part.channel is not None and part.channel >= file.channels:
+                raise UserError(f"{name}: has no channel {part.channel} (there are {file.channels})")
+            left = _seek(name, file, part)
             resampler = soxr.ResampleStream(file.samplerate, rate, 1, dtype="float32")
-            parts, count = [], 0
-            while True:
-                block = file.read(_BLOCK_SECONDS * file.samplerate, dtype="float32", always_2d=True)
-                count += len(block)
-                if len(block):
-                    parts.append(resampler.resample_chunk(block.mean(axis=1), last=False))
-                else:
+            parts, count = [], file.tell()
+            while left:
+                block = file.read(min(left, _BLOCK_SECONDS * file.samplerate), dtype="float32", always_2d=True)
+                if not len(block):
                     break
-            _check_whole(name, file, count)
+                count, left = count + len(block), left - len(block)
+                mono = block.mean(axis=1) if part.channel is None else np.ascontiguousarray(block[:, part.channel])
+                parts.append(resampler.resample_chunk(mono, last=False))
+            if part.seconds is None:
+                _check_whole(name, file, count)
+            elif left > _ROUNDING * file.samplerate:
+                raise UserError(f"{name}: ends after {count / file.samplerate:.2f} s, before what is to be read of it")
     except (soundfile.SoundFileError, RuntimeError) as error:
         reason = str(error).rpartition(": ")[2].rstrip(".").lower()
         raise UserError(f"{name}: not audio, or damaged ({reason})") from error
     parts.append(resampler.resample_chunk(np.zeros(0, np.float32), last=True))
     return check_waveform(np.concatenate(parts), name)
+
+
+def _seek(name: str, file: soundfile.SoundFile, part: _Part) -> int:
+    """Go to where a part begins, and return how many frames are to be read from there."""
+    begin = round(part.start * file.samplerate)
+    if begin > file.frames:
+        raise UserError(f"{name}: ends after {file.frames / file.samplerate:.2f} s, before {part.start:.2f} s")
+    if begin:
+        file.seek(begin)
+    return sys.maxsize if part.seconds is None else round(part.seconds * file.samplerate)
 
 
 def _check_whole(name: str, file: soundfile.SoundFile, count: int) -> None:
