@@ -104,7 +104,6 @@ WRONG = {
     "outliers into a missing folder": ("outliers {corpus} --model {lm} -o nowhere/a.svg", "nowhere is no folder"),
     "outliers of a missing model": ("outliers {corpus} --model nowhere", "nowhere: not a SpARQ speechlm"),
     "transcribe a missing file": ("transcribe nowhere.wav --model {lm}", "nowhere.wav: no such file"),
-    "transcribe a folder": ("transcribe . --model {lm}", "is a folder"),
     "transcribe a text file": ("transcribe notes.txt --model {lm}", "notes.txt: not audio"),
     "transcribe with a missing model": ("transcribe {audio} --model nowhere", "nowhere"),
     "transcribe with what is no model": ("transcribe {audio} --model {corpus}", "expected a speechlm"),
@@ -241,20 +240,6 @@ def test_units(sparq, tiny_run, corpus):
     _, out, _ = sparq("units", "--merged", "--json", tiny_run.audio)
     merged = [unit for index, unit in enumerate(raw) if index == 0 or raw[index - 1] != unit]
     assert json.loads(out) == [{"file": str(tiny_run.audio), "units": merged}]
-
-
-def test_transcribe(sparq, tiny_run, quick, tmp_path):
-    code, text, err = sparq("transcribe", tiny_run.audio, "--model", quick)
-    assert (code, err) == (0, "")
-    wave = load_audio(tiny_run.audio)
-    save_audio(tmp_path / "again.flac", wave)
-    assert sparq("transcribe", "-", "--model", quick, stdin=tiny_run.audio.read_bytes())[1] == text
-    _, out, _ = sparq("transcribe", "--json", "again.flac", tiny_run.audio, "--model", quick, "--beam", 2)
-    told = json.loads(out)
-    assert [entry["file"] for entry in told] == ["again.flac", str(tiny_run.audio)]
-    assert told[0]["text"] == told[1]["text"]
-    _, out, _ = sparq("transcribe", "again.flac", tiny_run.audio, "--model", quick)
-    assert out == f"again.flac\t{text}{tiny_run.audio}\t{text}"
 
 
 def test_speak_and_continue(sparq, tiny_run, quick, tmp_path):

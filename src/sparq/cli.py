@@ -22,6 +22,7 @@ from sparq import (
     outlier_commands,
     paper_commands,
     speech_commands,
+    transcribe_commands,
     voice_commands,
 )
 from sparq.config import FINETUNING_METHODS, KINDS, QUANTIZATION_METHODS, QUANTIZATION_ROUNDINGS, SINKS
@@ -216,9 +217,17 @@ def _add_models(made: Any) -> None:
 
 
 def _add_uses(made: Any) -> None:
-    text = "Write down what is said in audio files ('-' for standard input)"
-    command = _add(made, "transcribe", commands.transcribe, text)
-    command.add_argument("files", nargs="+", metavar="FILE")
+    text = "Write down what is said in recordings of any length"
+    command = _add(made, "transcribe", transcribe_commands.transcribe, text)
+    command.add_argument(
+        "paths", nargs="+", metavar="PATH", help="audio files, folders of them, '-' for standard input"
+    )
+    command.add_argument("-o", "--output", help="a .txt, .srt, .vtt or .json file; any other name is a folder")
+    command.add_argument("--format", choices=("text", "srt", "vtt", "json"), help="default: that of the file, or text")
+    command.add_argument("--overwrite", action="store_true", help="make transcripts anew that are there already")
+    command.add_argument("--batch", type=_positive, default=16, help="stretches of speech at once (default 16)")
+    text = "what tells speech from the rest: silero (default), or loudness, which takes any sound for speech"
+    command.add_argument("--detector", default="silero", help=text)
     _add_model(command)
     _add_search(command)
 

@@ -165,16 +165,6 @@ def evaluate(given: argparse.Namespace) -> None:
         print(f"{'next-token accuracy ' + task:28}{value:10.2f} %")
 
 
-def transcribe(given: argparse.Namespace) -> None:
-    """Write down what is said."""
-    texts = load_model(given).transcribe(_audio(given.files), search_options(given))
-    if given.json:
-        print_json([{"file": name, "text": text} for name, text in zip(given.files, texts, strict=True)])
-        return
-    for name, text in zip(given.files, texts, strict=True):
-        print(text if len(texts) == 1 else f"{name}\t{text}")
-
-
 def units(given: argparse.Namespace) -> None:
     """Print units."""
     from sparq.corpus.codebook import load_codebook, load_extractor

@@ -95,3 +95,55 @@ class Terminal:
             numbers = ["–" if row[name] is None else f"{row[name]:,.2f}" for name in COLUMNS]
             table.add_row(row["sink"], row["bits"], row["method"] or "–", *numbers)
         Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else 120).print(table)
+
+
+class ListeningBar:
+    """How far recordings are written down, on standard error: files, speed, time left; ``quiet`` draws nothing.
+
+    Args:
+        files: how many there are.
+        seconds: that they last together, as far as is known.
+    """
+
+    def __init__(self, files: int, seconds: float, *, quiet: bool = False) -> None:
+        self._files = files
+        self._shown = sys.stderr.isatty() and not quiet
+        self._bar = Progress(
+            TextColumn("  {task.fields[files]}"),
+            BarColumn(),
+            TextColumn("{task.fields[speed]}"),
+            TimeRemainingColumn(elapsed_when_finished=True),
+            console=Console(stderr=True, highlight=False),
+            transient=True,
+            # Otherwise results would be written to standard error, where the bar is.
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
+        self._task = self._bar.add_task("", total=seconds or None, files=f"0 of {files}", speed="")
+        self._begun = time.monotonic()
+
+    def __enter__(self) -> Self:
+        if self._shown:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._shown:
+            self._bar.stop()
+
+    def move(self, files: int, seconds: float) -> None:
+        """Say how many files are done, and how many seconds of sound."""
+        speed = seconds / max(time.monotonic() - self._begun, 1e-3)
+        self._bar.update(
+            self._task, completed=seconds, files=f"{files} of {self._files}", speed=f"{speed:.1f} × real time"
+        )
+
+    def say(self, line: str, *, error: bool = False) -> None:
+        """Print a line without spoiling the bar."""
+        if self._shown:
+            self._bar.stop()
+        print(line, file=sys.stderr if error else sys.stdout, flush=True)
+        if self._shown:
+            self._bar.start()

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from sparq.speech.speaker import SpeakerEncoder
     from sparq.speech.vocoder import Vocoder
 
-AUDIO = {".wav", ".flac", ".ogg", ".mp3"}
-
 
 def _text(given: str) -> str:
     return sys.stdin.read() if given == "-" else given
@@ -55,7 +53,9 @@ def speak(given: argparse.Namespace) -> None:
 
 def continue_(given: argparse.Namespace) -> None:
     """Continue text or speech."""
-    if Path(given.beginning).suffix.lower() not in AUDIO:
+    from sparq.speech.audio import SUFFIXES
+
+    if Path(given.beginning).suffix.lower() not in SUFFIXES:
         for name, value in (("-o", given.output), ("--voice", given.voice)):
             if value is not None:
                 raise UserError(f"{name}: {value} (expected with an audio file; text is continued on standard output)")

@@ -23,11 +23,11 @@ from sparq.language.speech_lm import Limits, SpeechLM
 from sparq.language.tasks import TASKS, continuation_prompt, prompt
 from sparq.language.vocabulary import Modality
 from sparq.quantization import QuantizationConfig, quantize
-from sparq.speech import speaker_table
+from sparq.speech import activity, speaker_table
 from sparq.speech.audio import save_audio
 from sparq.speech.duration import DurationPredictor
 from sparq.speech.encoder import Encoder
-from sparq.speech.segmentation import split_at_silences
+from sparq.speech.segmentation import spoken_spans
 from sparq.speech.speaker import SpeakerEncoder
 from sparq.speech.speaker_table import SpeakerTable
 from sparq.speech.units import Codebook, UnitExtractor, merge_repeats
@@ -55,6 +55,10 @@ def codebook_of(seed=0, size=UNITS):
     return Codebook(centroids, Loudness().fingerprint, "loudness", 0)
 
 
+def pieces_of(wave, longest):
+    return [wave[span.start : span.stop] for span in spoken_spans(wave, activity.Loudness(), longest)]
+
+
 def sound(seconds, seed=0):
     random = np.random.default_rng(seed)
     steps = np.repeat(random.uniform(0.01, 0.3, int(seconds * 10)), RATE // 10)
@@ -64,6 +68,11 @@ def sound(seconds, seed=0):
 @pytest.fixture(autouse=True)
 def small_encoder(monkeypatch):
     monkeypatch.setattr(speech_lm, "load_encoder", lambda *_: Loudness())
+
+
+@pytest.fixture(autouse=True)
+def any_sound_is_speech(monkeypatch):
+    monkeypatch.setattr(speech_lm, "load_detector", activity.Loudness)
 
 
 @pytest.fixture(scope="module")
@@ -294,7 +303,7 @@ def test_damaged_folders(lm, tmp_path):
 
 def test_transcription_is_asr_of_the_units(lm, tmp_path):
     wave = sound(3)
-    (piece,) = split_at_silences(wave, 9)
+    (piece,) = pieces_of(wave, 9)
     (units,) = UnitExtractor(Loudness(), lm.codebook).extract([piece])
     ids = generate(lm.model, lm.vocabulary, [prompt(TASKS["asr"], lm.vocabulary, units)], Modality.TEXT, SHORT)[0]
     expected = lm.vocabulary.decode_text(ids)
@@ -310,7 +319,7 @@ def test_transcription_is_asr_of_the_units(lm, tmp_path):
 def test_recordings_are_transcribed_with_a_beam_unless_told_otherwise(lm, monkeypatch):
     asked = []
     search = "sparq.language.speech_lm.candidates"
-    monkeypatch.setattr(search, lambda *given: asked.append(given[-2:]) or [[[]] * given[-1] for _ in given[2]])
+    monkeypatch.setattr(search, lambda *given, **_: asked.append(given[-2:]) or [[[]] * given[-1] for _ in given[2]])
     lm.transcribe(sound(2))
     lm.transcribe(sound(2), GenerationOptions())
     assert [(options.method, count) for options, count in asked] == [("beam", 8), ("greedy", 1)]
@@ -329,7 +338,7 @@ def test_long_recordings_are_cut_and_joined(make):
     parts = [sound(3, seed=seed) for seed in range(4)]
     pause = np.zeros(RATE, np.float32)
     whole = np.concatenate([x for part in parts for x in (part, pause)])
-    pieces = split_at_silences(whole, 4)
+    pieces = pieces_of(whole, 4)
     assert len(pieces) == 4
     assert lm.transcribe(whole, SHORT) == " ".join(lm.transcribe(piece, SHORT) for piece in pieces)
 
@@ -337,7 +346,7 @@ def test_long_recordings_are_cut_and_joined(make):
 def test_what_a_model_hears_fits_its_positions(make, monkeypatch):
     lm = make("gpt2", positions=128, limits=Limits(seconds=30))
     heard = []
-    monkeypatch.setattr(speech_lm, "candidates", lambda *a: heard.extend(a[2]) or [[[]] for _ in a[2]])
+    monkeypatch.setattr(speech_lm, "candidates", lambda *a, **_: heard.extend(a[2]) or [[[]] for _ in a[2]])
     lm.transcribe(sound(20))
     assert len(heard) > 1
     assert all(len(ids) <= 128 // 2 + 2 for ids in heard)

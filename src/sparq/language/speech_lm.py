@@ -19,14 +19,15 @@ from sparq.artifacts import Manifest, require_match
 from sparq.errors import UserError
 from sparq.language.folder import Parts, read_folder, write_folder
 from sparq.language.generation import GenerationOptions, candidates, generate
+from sparq.language.listening import BATCH, Segment, listen
 from sparq.language.phrases import split_text
 from sparq.language.rescoring import Rescoring, best_texts
 from sparq.language.streaming import stream_pieces, stream_units
 from sparq.language.tasks import TASKS, Task, continuation_prompt, prompt
 from sparq.language.vocabulary import Vocabulary
+from sparq.speech.activity import Detector, load_detector
 from sparq.speech.audio import RATE, check_waveform, load_audio
 from sparq.speech.encoder import load_encoder
-from sparq.speech.segmentation import split_at_silences
 from sparq.speech.speaker_table import Speaker
 from sparq.speech.units import Codebook, UnitExtractor, Units, merge_repeats
 from sparq.speech.vocoder import CHUNK, Vocoder
@@ -50,7 +51,7 @@ class Limits:
     """How long an utterance may be that the model hears or says at once; what is longer is cut.
 
     Attributes:
-        seconds: of speech, cut at silences.
+        seconds: of speech, cut at pauses.
         words: of text, cut at the ends of sentences and phrases.
     """
 
@@ -87,8 +88,19 @@ class SpeechLM:
         *,
         limits: Limits | None = None,
         extractor: UnitExtractor | None = None,
+        detector: Detector | None = None,
     ) -> None:
-        """Put a model together; ``extractor`` spares loading the codebook's encoder again."""
+        """Put a model together.
+
+        Args:
+            model: see the class.
+            vocabulary: see the class.
+            codebook: see the class.
+            vocoder: see the class.
+            limits: see the class.
+            extractor: spares loading the codebook's encoder again.
+            detector: what finds speech in recordings; Silero if None.
+        """
         rows = model.get_input_embeddings().weight.shape[0]
         if rows < vocabulary.size:
             raise UserError(f"the model has {rows} embeddings, but its vocabulary {vocabulary.size} pieces")
@@ -99,6 +111,8 @@ class SpeechLM:
         if extractor is not None:
             require_match("the unit extractor (its codebook)", extractor.codebook.fingerprint, codebook.fingerprint)
             self.extractor = extractor
+        if detector is not None:
+            self.detector = detector
         self.vocabulary = vocabulary
         self.codebook = codebook
         self.vocoder = vocoder
@@ -116,6 +130,11 @@ class SpeechLM:
     def extractor(self) -> UnitExtractor:
         """What turns speech into units; its encoder is loaded when it is first needed."""
         return UnitExtractor(load_encoder(self.codebook.encoder_name, self.codebook.layer), self.codebook)
+
+    @functools.cached_property
+    def detector(self) -> Detector:
+        """What finds speech in recordings; it may be set to another (``sparq.speech.activity``)."""
+        return load_detector()
 
     def save(self, folder: str | Path, *, half: bool = False, complete: bool = True) -> Manifest:
         """Write the folder, whole or not at all.
@@ -156,33 +175,44 @@ class SpeechLM:
     @overload
     def transcribe(self, audio: list[Any], options: GenerationOptions | None = None) -> list[str]: ...
     def transcribe(self, audio: Audio | list[Any], options: GenerationOptions | None = None) -> str | list[str]:
-        """Write down what is said.
-
-        Recordings longer than ``limits.seconds`` are cut at silences; one in which nothing is heard gives "".
+        """Write down what is said, of any length; a recording in which nobody speaks gives "".
 
         Args:
             audio: a recording, or several.
             options: how pieces are chosen, see `write_down`.
 
         Raises:
-            UserError: a recording cannot be read.
+            UserError: a recording cannot be read, or the package that finds speech is missing.
         """
         recordings, single = _several(audio)
-        # A frame gives at most one piece; half of the positions are left for the text.
-        encoder, positions = self.extractor.encoder, self.model.config.max_position_embeddings
-        longest = min(self.limits.seconds, positions // 2 * encoder.hop / encoder.rate)
-        pieces = [split_at_silences(_waveform(recording), longest) for recording in recordings]
-        owners = [index for index, of_one in enumerate(pieces) for _ in of_one]
-        units = self.extractor.extract([piece for of_one in pieces for piece in of_one])
-        heard = [(owner, sequence) for owner, sequence in zip(owners, units, strict=True) if len(sequence)]
         texts: list[list[str]] = [[] for _ in recordings]
-        for (owner, _), text in zip(heard, self.write_down([u for _, u in heard], options), strict=True):
-            texts[owner].append(text)
-        joined = [" ".join(filter(None, parts)) for parts in texts]
+        for index, segment in listen(self, map(_waveform, recordings), options):
+            texts[index] += [segment.text] if segment else []
+        joined = [" ".join(parts) for parts in texts]
         return joined[0] if single else joined
 
+    def segments(
+        self, audio: Audio, options: GenerationOptions | None = None, *, batch: int = BATCH
+    ) -> Iterator[Segment]:
+        """Write down a recording with the times at which things are said, each segment as soon as it is there.
+
+        Args:
+            audio: a recording.
+            options: how pieces are chosen, see `write_down`.
+            batch: segments written down at once.
+
+        Raises:
+            UserError: see `transcribe`.
+        """
+        return (segment for _, segment in listen(self, [_waveform(audio)], options, batch=batch) if segment)
+
     def write_down(
-        self, units: Sequence[Units], options: GenerationOptions | None = None, rescoring: Rescoring | None = None
+        self,
+        units: Sequence[Units],
+        options: GenerationOptions | None = None,
+        rescoring: Rescoring | None = None,
+        *,
+        batch: int = BATCH,
     ) -> list[str]:
         """Write down what is said in raw units, of one utterance each.
 
@@ -190,12 +220,13 @@ class SpeechLM:
             units: none of them empty.
             options: how pieces are chosen; a beam of 8 if None.
             rescoring: how the texts that a beam ends with are weighed again; None for its defaults.
+            batch: utterances searched at once; what comes out does not depend on it.
         """
         options = options or LISTENING
         task, vocabulary = TASKS["asr"], self.vocabulary
         prompts = [prompt(task, vocabulary, one) for one in units]
         count = options.beams if options.method == "beam" else 1
-        found = candidates(self.model, vocabulary, prompts, task.target, options, count)
+        found = candidates(self.model, vocabulary, prompts, task.target, options, count, batch=batch)
         texts = [[vocabulary.decode_text(ids) for ids in answers] for answers in found]
         return best_texts(self.model, vocabulary, units, texts, rescoring or Rescoring())
 

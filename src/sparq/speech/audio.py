@@ -26,7 +26,7 @@ from sparq.errors import UserError
 RATE = 16000
 """Samples per second of everything inside SpARQ."""
 
-SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".sph", ".aiff", ".aif", ".au")
+SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".sph", ".aiff", ".aif", ".au", ".oga", ".caf", ".w64", ".rf64")
 """How names of audio files end. Contents decide how a file is read, so one of another name can be read too."""
 
 _BLOCK_SECONDS = 30
@@ -99,8 +99,10 @@ def _decode(name: str, source: str | io.BytesIO, rate: int, part: _Part) -> np.n
                 _check_whole(name, file, count)
             elif left > _ROUNDING * file.samplerate:
                 raise UserError(f"{name}: ends after {count / file.samplerate:.2f} s, before what is to be read of it")
-    except (soundfile.SoundFileError, RuntimeError) as error:
+    except (soundfile.SoundFileError, RuntimeError, TypeError) as error:  # the last for .raw files
         reason = str(error).rpartition(": ")[2].rstrip(".").lower()
+        if isinstance(error, TypeError) or reason == "format not recognised":
+            reason = "no header says what it holds; raw samples must be given one, as in a .wav file"
         raise UserError(f"{name}: not audio, or damaged ({reason})") from error
     parts.append(resampler.resample_chunk(np.zeros(0, np.float32), last=True))
     return check_waveform(np.concatenate(parts), name)
@@ -126,6 +128,14 @@ def _check_whole(name: str, file: soundfile.SoundFile, count: int) -> None:
     slack = _MP3_SLACK if file.format == "MP3" else 0
     if cut_wav or cut_ogg or count + slack < file.frames:
         raise UserError(f"{name}: truncated, ends after {count / file.samplerate:.2f} s")
+
+
+def stated_seconds(path: Path) -> float:
+    """Say how long a file is by its header, 0 if that cannot be read; nothing is decoded."""
+    try:
+        return float(soundfile.info(path).duration)
+    except (soundfile.SoundFileError, RuntimeError, TypeError):
+        return 0.0
 
 
 def check_waveform(waveform: np.ndarray, name: str = "waveform") -> np.ndarray:

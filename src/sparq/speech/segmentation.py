@@ -1,69 +1,84 @@
-"""Long recordings cut at their silences into stretches that a model was trained on."""
+"""Long recordings cut at their pauses into stretches of speech that a model was trained on."""
 
 from __future__ import annotations
+
+import dataclasses
 
 import numpy as np
 
 from sparq.errors import UserError
+from sparq.speech.activity import FRAME, Detector
 from sparq.speech.audio import RATE
 
-_FRAME = RATE // 50  # 20 ms
-_SILENT = -65.0  # dB below full scale; nothing under it is taken for speech
-_MARGIN = 10  # frames kept on either side of speech
-_SHORTEST = 50  # frames; no cut of more than two seconds leaves less than one, however long the silence
-_LIMIT = 25  # frames; there is no sense in shorter stretches
-_DIP = 10  # frames over which the quietest moment is looked for where nobody pauses
+_ON, _OFF = 0.5, 0.35  # probabilities at which speech begins and ends, as Silero's authors have them
+_LEAST = 6  # frames; what is shorter is no speech, but a click
+_MARGIN = 6  # frames kept on either side of speech
+_APART = 47  # frames, 1.5 s; across such a pause nothing is one stretch
+_SHORT = 62  # frames, 2 s; no stretch is left as short as this beside another that it fits with
+_DIP = 6  # frames over which the least speech is looked for where nobody pauses
+_LIMIT = 16  # frames, 0.5 s; there is no sense in shorter stretches
 
 
-def split_at_silences(waveform: np.ndarray, longest: float) -> list[np.ndarray]:
-    """Cut a recording into stretches of speech, the longest silences first.
+@dataclasses.dataclass(frozen=True)
+class Span:
+    """Samples ``start:stop`` of a recording at 16 kHz, in which someone speaks."""
 
-    A stretch that is short enough is not cut. Silence at the edges of a stretch is left out but for 0.2 s, and a
-    recording in which nothing is heard has no stretches. Where a speaker never pauses, the cut is at the quietest
-    moment of the middle half.
+    start: int
+    stop: int
+
+
+def spoken_spans(waveform: np.ndarray, detector: Detector, longest: float) -> list[Span]:
+    """Find the stretches of speech in a recording.
+
+    A stretch ends where nobody speaks for 1.5 s. One that is too long is cut amid its longest pause, and again, or
+    where speech is least likely if there is no pause. What then is shorter than 2 s is put back to its neighbour if
+    both fit. A margin of 0.2 s is kept around speech, and what is no speech is left out.
 
     Args:
-        waveform: float32 [samples] at 16 kHz.
+        waveform: float32 ``[samples]`` at 16 kHz.
+        detector: who says what is speech.
         longest: seconds that a stretch may last, at least 0.5.
 
     Returns:
-        The stretches in their order, each float32 [samples] and no longer than ``longest``.
+        The stretches in their order, none longer than ``longest``, without overlap.
 
     Raises:
         UserError: ``longest`` is too short to hear anything in.
     """
-    level = _level(waveform)
-    speech = level > _threshold(level)
-    limit = int(longest * RATE) // _FRAME
+    limit = int(longest * RATE) // FRAME
     if limit < _LIMIT:
-        raise UserError(f"stretches of {longest:.2f} s are too short to listen to (expected at least 0.5 s)")
+        raise UserError(f"stretches of {longest:.2f} s are too short to listen to (expected at least 0.52 s)")
+    likely = detector.probabilities(waveform)
+    speech = _spoken(likely)
     pieces: list[tuple[int, int]] = []
-    waiting = [(0, len(level))]
+    waiting = [(0, len(speech))]
     while waiting:
         start, stop = _trimmed(speech, *waiting.pop())
-        if stop - start > limit:
-            cut = _cut(level, speech, start, stop)
+        cut = _pause(speech, start, stop, limit)
+        if cut is None and stop - start > limit:
+            cut = _least_likely(likely, start, stop)
+        if cut is not None:
             # What was put last is taken next, so the pieces come out in order.
             waiting += [(cut, stop), (start, cut)]
         elif stop > start:
             pieces.append((start, stop))
-    return [waveform[start * _FRAME : stop * _FRAME] for start, stop in pieces]
+    return [Span(start * FRAME, min(stop * FRAME, len(waveform))) for start, stop in _without_short_ones(pieces, limit)]
 
 
-def _level(waveform: np.ndarray) -> np.ndarray:
-    """Give the power of every frame in dB of full scale, float64 [frames]; the last may be padded with zeros."""
-    frames = -(-len(waveform) // _FRAME)
-    padded = np.zeros(frames * _FRAME)
-    padded[: len(waveform)] = waveform
-    return 10 * np.log10(np.square(padded).reshape(frames, _FRAME).mean(axis=1) + 1e-12)
+def _spoken(likely: np.ndarray) -> np.ndarray:
+    """Say for each frame whether someone speaks, bool [frames]: likely enough to begin, or still to go on."""
+    speech = np.zeros(len(likely), bool)
+    for start, stop in _runs(likely >= _OFF):
+        begun = np.flatnonzero(likely[start:stop] >= _ON)
+        if begun.size and stop - start - begun[0] >= _LEAST:
+            speech[start + begun[0] : stop] = True
+    return speech
 
 
-def _threshold(level: np.ndarray) -> float:
-    """Say above which level someone speaks: a third of the way from background to voice, within reason."""
-    background, voice = np.percentile(level, (5, 95))
-    # With little silence the background is speech itself, and with much noise it is close below it.
-    bounded = np.clip(background + (voice - background) / 3, voice - 40, voice - 20)
-    return max(float(bounded), _SILENT)
+def _runs(flags: np.ndarray) -> np.ndarray:
+    """Give start and stop of every run of true ones, int64 [runs, 2]."""
+    edges = np.diff(np.concatenate([[False], flags, [False]]).astype(np.int8))
+    return np.stack([np.flatnonzero(edges == 1), np.flatnonzero(edges == -1)], axis=1)
 
 
 def _trimmed(speech: np.ndarray, start: int, stop: int) -> tuple[int, int]:
@@ -74,16 +89,34 @@ def _trimmed(speech: np.ndarray, start: int, stop: int) -> tuple[int, int]:
     return max(start, start + int(found[0]) - _MARGIN), min(stop, start + int(found[-1]) + 1 + _MARGIN)
 
 
-def _cut(level: np.ndarray, speech: np.ndarray, start: int, stop: int) -> int:
-    """Choose where to cut a stretch that is too long: amid its longest silence, or where it is quietest."""
-    shortest = min(_SHORTEST, (stop - start - 1) // 2)
-    first, last = start + shortest, stop - shortest
-    silent = np.concatenate([[False], ~speech[first:last], [False]])
-    edges = np.flatnonzero(silent[1:] != silent[:-1]).reshape(-1, 2)
-    if len(edges):
-        begin, end = edges[np.argmax(edges[:, 1] - edges[:, 0])]
-        return first + int(begin + end) // 2
+def _pause(speech: np.ndarray, start: int, stop: int, limit: int) -> int | None:
+    """Choose the middle of the longest pause inside a stretch, if the stretch or the pause is too long."""
+    pauses = _runs(~speech[start:stop])
+    pauses = pauses[(pauses[:, 0] > _MARGIN) & (pauses[:, 1] < stop - start - _MARGIN)]
+    if not len(pauses):
+        return None
+    begin, end = pauses[np.argmax(pauses[:, 1] - pauses[:, 0])]
+    return start + int(begin + end) // 2 if stop - start > limit or end - begin >= _APART else None
+
+
+def _least_likely(likely: np.ndarray, start: int, stop: int) -> int:
+    """Choose where in the middle half of a stretch without pauses speech is least likely."""
     quarter = (stop - start) // 4
-    middle = level[start + quarter : stop - quarter]
-    smooth = np.convolve(middle, np.ones(_DIP) / _DIP, "valid")
-    return start + quarter + int(smooth.argmin()) + _DIP // 2
+    middle = likely[start + quarter : stop - quarter]
+    width = min(_DIP, len(middle))
+    smooth = np.convolve(middle, np.ones(width) / width, "valid")
+    return start + quarter + int(smooth.argmin()) + width // 2
+
+
+def _without_short_ones(pieces: list[tuple[int, int]], limit: int) -> list[tuple[int, int]]:
+    """Join neighbours of which one is short, if no long pause is between them and they fit together."""
+    joined: list[tuple[int, int]] = []
+    for start, stop in pieces:
+        if joined:
+            first, last = joined[-1]
+            short = min(last - first, stop - start) < _SHORT
+            if short and start - last < _APART - 2 * _MARGIN and stop - first <= limit:
+                joined[-1] = first, stop
+                continue
+        joined.append((start, stop))
+    return joined

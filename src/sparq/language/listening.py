@@ -1,0 +1,117 @@
+"""Recordings of any length heard piece by piece, so that what is said comes with its time.
+
+Speech is found, cut at its pauses, made into units and written down in batches that span recordings. Batches begin
+with one piece and grow, so that the first words of a long recording are there at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from transformers import PreTrainedModel
+
+from sparq.language.likelihood import log_likelihoods
+from sparq.language.tasks import IGNORED, TASKS, example
+from sparq.language.vocabulary import Vocabulary
+from sparq.speech.audio import RATE
+from sparq.speech.segmentation import spoken_spans
+from sparq.speech.units import Units
+
+if TYPE_CHECKING:
+    from sparq.language.generation import GenerationOptions
+    from sparq.language.speech_lm import SpeechLM
+
+BATCH = 16
+_READ_AHEAD = 4  # batches whose pieces are sorted by length, so that those of like length share one
+
+
+@dataclasses.dataclass(frozen=True)
+class Segment:
+    """A stretch of speech, written down.
+
+    Attributes:
+        start: seconds from the start of the recording.
+        end: the same.
+        text: what is said.
+        confidence: how likely the model finds the text given what it heard, 0 to 1: the geometric mean over its pieces.
+    """
+
+    start: float
+    end: float
+    text: str
+    confidence: float
+
+
+@dataclasses.dataclass(frozen=True)
+class _Piece:
+    recording: int
+    start: float
+    end: float
+    units: np.ndarray
+
+
+def listen(
+    lm: SpeechLM, recordings: Iterable[np.ndarray], options: GenerationOptions | None = None, *, batch: int = BATCH
+) -> Iterator[tuple[int, Segment | None]]:
+    """Write down recordings one after another, batched across them.
+
+    Args:
+        lm: who listens.
+        recordings: float32 [samples] at 16 kHz; each is asked for when its turn comes.
+        options: how pieces are chosen; None for the beam of `SpeechLM.write_down`.
+        batch: segments written down at once; what comes out does not depend on it.
+
+    Yields:
+        The number of a recording and its next segment, in order; None in place of it when that recording is over.
+        Segments in which nothing was understood are left out.
+    """
+    pieces = _pieces(lm, recordings)
+    taken = 1
+    while found := list(itertools.islice(pieces, taken)):
+        units = [one.units for one in found if one.units.size]
+        texts = lm.write_down(units, options, batch=batch) if units else []
+        written = zip(texts, confidences(lm.model, lm.vocabulary, units, texts), strict=True)
+        for one in found:
+            if not one.units.size:
+                yield one.recording, None
+                continue
+            text, confidence = next(written)
+            if text:
+                yield one.recording, Segment(one.start, one.end, text, confidence)
+        taken = min(2 * taken, _READ_AHEAD * batch)
+
+
+def _pieces(lm: SpeechLM, recordings: Iterable[np.ndarray]) -> Iterator[_Piece]:
+    """Give what is to be written down, and behind each recording a piece without units."""
+    # A frame gives at most one piece; half of the positions are left for the text.
+    encoder, positions = lm.extractor.encoder, lm.model.config.max_position_embeddings
+    longest = min(lm.limits.seconds, positions // 2 * encoder.hop / encoder.rate)
+    for index, waveform in enumerate(recordings):
+        for span in spoken_spans(waveform, lm.detector, longest):
+            (units,) = lm.extractor.extract([waveform[span.start : span.stop]])
+            if units.size:
+                yield _Piece(index, span.start / RATE, span.stop / RATE, units)
+        end = len(waveform) / RATE
+        yield _Piece(index, end, end, np.zeros(0, np.int64))
+
+
+def confidences(
+    model: PreTrainedModel, vocabulary: Vocabulary, units: Sequence[Units], texts: Sequence[str]
+) -> list[float]:
+    """Say how likely each text is given its units, as `Segment.confidence` has it; 0 where it has no text.
+
+    A text that fits the model's positions no longer is judged by 0 too.
+    """
+    examples = [example(TASKS["asr"], vocabulary, text=text, units=one) for text, one in zip(texts, units, strict=True)]
+    positions = model.config.max_position_embeddings
+    judged = [i for i, one in enumerate(examples) if texts[i] and len(one.input_ids) <= positions]
+    found = [0.0] * len(texts)
+    for index, likelihood in zip(judged, log_likelihoods(model, [examples[i] for i in judged]), strict=True):
+        pieces = sum(label != IGNORED for label in examples[index].labels)
+        found[index] = math.exp(likelihood / pieces)
+    return found

@@ -1,0 +1,223 @@
+"""``sparq transcribe``: files, folders and standard input to text, subtitles and JSON."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import sys
+import types
+
+import numpy as np
+import pytest
+
+from sparq import cli
+from sparq.language.speech_lm import SpeechLM
+from sparq.speech.audio import RATE, load_audio, save_audio
+
+CUE = "00:00:0"
+
+
+@pytest.fixture
+def sparq(capfd, monkeypatch, tmp_path):
+    """Run a command in an empty folder; gives its exit code, standard output and standard error."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments, stdin: bytes = b""):
+        monkeypatch.setattr(sys, "stdin", types.SimpleNamespace(buffer=io.BytesIO(stdin), read=stdin.decode))
+        capfd.readouterr()
+        try:
+            code = cli.main([str(argument) for argument in arguments])
+        except SystemExit as end:
+            code = end.code
+        out, err = capfd.readouterr()
+        return code, out, err
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def quick(tiny_run, tmp_path_factory):
+    """The tiny model, held to few pieces by its positions; it hears at most 0.55 s at once."""
+    folder = tmp_path_factory.mktemp("quick") / "lm"
+    lm = SpeechLM.load(tiny_run.folder / "max" / "speechlm")
+    lm.model.config.max_position_embeddings = 48
+    lm.save(folder)
+    return folder
+
+
+@pytest.fixture
+def transcribe(sparq, quick):
+    return lambda *arguments, **more: sparq("transcribe", *arguments, "--model", quick, "--beam", 1, **more)
+
+
+@pytest.fixture
+def talks(tiny_run, tmp_path):
+    """A folder with two recordings, one of them deeper, and other files."""
+    folder = tmp_path / "talks"
+    (folder / "deep").mkdir(parents=True)
+    shutil.copy(tiny_run.audio, folder / "one.wav")
+    save_audio(folder / "deep" / "two.flac", load_audio(tiny_run.audio))
+    (folder / "notes.txt").write_text("years of work")
+    (folder / "._one.wav").write_bytes(b"what another system leaves")
+    return folder
+
+
+def test_one_recording_is_told_by_segments_as_they_come(transcribe, tiny_run):
+    code, out, err = transcribe(tiny_run.audio)
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    assert len(lines) > 1
+    told = json.loads(transcribe(tiny_run.audio, "--json")[1])
+    assert [list(one) for one in told] == [["file", "seconds", "text", "segments"]]
+    assert [one["text"] for one in told[0]["segments"]] == lines
+    assert told[0]["text"] == " ".join(lines)
+    assert told[0]["seconds"] == pytest.approx(load_audio(tiny_run.audio).size / RATE, abs=1e-3)
+    times = [time for one in told[0]["segments"] for time in (one["start"], one["end"])]
+    assert times == sorted(times)
+    assert 0 <= times[0] < times[-1] <= told[0]["seconds"]
+    assert all(0 < one["confidence"] <= 1 for one in told[0]["segments"])
+    code, subtitles, err = transcribe(tiny_run.audio, "--format", "srt")
+    assert (code, err) == (0, "")
+    assert [block.splitlines()[2] for block in subtitles.strip().split("\n\n")] == lines
+
+
+def test_what_is_written_down_is_printed_before_the_rest_is_heard(transcribe, tiny_run, monkeypatch):
+    events = []
+    write_down = SpeechLM.write_down
+
+    def heard(self, units, options=None, *, batch):
+        events.append(len(units))
+        return write_down(self, units, options, batch=batch)
+
+    monkeypatch.setattr(SpeechLM, "write_down", heard)
+    monkeypatch.setattr("builtins.print", lambda *text, **_: events.append(text[0]))
+    transcribe(tiny_run.audio)
+    assert events[0] == 1
+    assert isinstance(events[1], str)
+    assert events[2] > 1
+
+
+def test_standard_input(transcribe, tiny_run):
+    _, expected, _ = transcribe(tiny_run.audio)
+    data = tiny_run.audio.read_bytes()
+    assert transcribe("-", stdin=data)[:2] == (0, expected)
+    assert json.loads(transcribe("-", "--json", stdin=data)[1])[0]["file"] == "standard input"
+    code, out, err = transcribe("-", stdin=data[44:])
+    assert (code, out) == (2, "")
+    assert err == (
+        "sparq: standard input: not audio, or damaged (no header says what it holds; raw samples must be given one, "
+        "as in a .wav file)\n"
+    )
+    assert transcribe("-", "-o", "out", stdin=data)[0] == 0
+
+
+def test_a_folder_is_mirrored(transcribe, talks, tmp_path):
+    code, out, err = transcribe("talks", "-o", "out", "--format", "vtt")
+    assert (code, err) == (0, "")
+    files = sorted(path.relative_to(tmp_path) for path in (tmp_path / "out").rglob("*") if path.is_file())
+    assert list(map(str, files)) == ["out/deep/two.vtt", "out/one.vtt"]
+    assert [line.partition(":")[0] for line in out.splitlines()] == list(map(str, files))
+    subtitles = [(tmp_path / path).read_text() for path in files]
+    assert subtitles[0] == subtitles[1]
+    assert subtitles[0].startswith(f"WEBVTT\n\n{CUE}")
+    assert subtitles[0] == transcribe(talks / "one.wav", "--format", "vtt")[1]
+    _, out, _ = transcribe("talks")
+    assert [line.partition("\t")[0] for line in out.splitlines()] == ["talks/deep/two.flac", "talks/one.wav"]
+
+
+def test_what_is_there_is_left_alone(transcribe, talks, tmp_path, monkeypatch):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "one.txt").write_text("corrected by hand")
+    code, out, err = transcribe("talks", "-o", "out")
+    assert (code, err) == (0, "1 there already (--overwrite makes them anew)\n")
+    assert out.startswith("out/deep/two.txt: ")
+    assert (tmp_path / "out" / "one.txt").read_text() == "corrected by hand"
+    with monkeypatch.context() as patch:
+        patch.setattr("sparq.load", None)  # not even the model is loaded
+        assert transcribe("talks", "-o", "out") == (0, "", "2 there already (--overwrite makes them anew)\n")
+    assert transcribe("talks", "-o", "out", "--overwrite")[0] == 0
+    assert (tmp_path / "out" / "one.txt").read_text() == (tmp_path / "out" / "deep" / "two.txt").read_text()
+
+
+def test_what_is_done_stays_when_it_is_stopped(transcribe, talks, tmp_path, monkeypatch):
+    def stopped(name):
+        if "one" in str(name):
+            raise KeyboardInterrupt
+        return load_audio(name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("sparq.speech.audio.load_audio", stopped)
+        patch.setattr("sparq.language.listening._READ_AHEAD", 1)
+        code, _, err = transcribe("talks", "-o", "out", "--batch", 1)
+    assert code == 130
+    assert err == "sparq: stopped; the same command goes on from here\n"
+    assert [path.name for path in (tmp_path / "out").rglob("*.*")] == ["two.txt"]
+    code, out, _ = transcribe("talks", "-o", "out")
+    assert (code, out.partition(":")[0]) == (0, "out/one.txt")
+
+
+def test_a_broken_recording_does_not_stop_the_others(transcribe, talks, tmp_path):
+    (talks / "deep" / "broken.wav").write_text("not audio at all")
+    code, out, err = transcribe("talks", "nowhere.mp3", "-o", "out")
+    assert code == 1
+    assert [line.partition(":")[0] for line in out.splitlines()] == ["out/deep/two.txt", "out/one.txt"]
+    assert [line.partition(" (")[0] for line in err.splitlines()] == [
+        "sparq: talks/deep/broken.wav: not audio, or damaged", "sparq: nowhere.mp3: no such file",
+        "sparq: 2 of 4 recordings could not be read",
+    ]  # fmt: skip
+    code, out, err = transcribe("talks", "--json")
+    assert code == 1
+    assert [one["file"] for one in json.loads(out)] == ["talks/deep/two.flac", "talks/one.wav"]
+
+
+def test_the_suffix_says_the_format(transcribe, tiny_run, tmp_path):
+    for name in ("a.srt", "a.json", "a.txt"):
+        assert transcribe(tiny_run.audio, "-o", name)[0] == 0
+    assert (tmp_path / "a.srt").read_text().startswith(f"1\n{CUE}")
+    told = json.loads((tmp_path / "a.json").read_text())
+    assert (tmp_path / "a.txt").read_text().split() == told["text"].split()
+    transcribe(tiny_run.audio, "-o", "sub", "--json")
+    assert json.loads((tmp_path / "sub" / "said.json").read_text()) == told
+
+
+def test_recordings_of_one_name_keep_their_suffixes(transcribe, talks, tmp_path):
+    save_audio(talks / "one.flac", load_audio(talks / "one.wav"))
+    assert transcribe("talks", "-o", "out")[0] == 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["deep", "one.flac.txt", "one.wav.txt"]
+
+
+def test_music_can_be_taken_for_speech(transcribe, tmp_path):
+    time = np.arange(RATE) / RATE
+    save_audio(tmp_path / "chord.wav", 0.1 * sum(np.sin(2 * np.pi * pitch * time) for pitch in (262, 330, 392)))
+    assert transcribe("chord.wav")[:2] == (0, "")
+    assert transcribe("chord.wav", "--detector", "loudness")[1]
+
+
+WRONG = {
+    "no such detector": ("talks/one.wav --detector webrtc", "webrtc: no such detector"),
+    "no such format": ("talks/one.wav --format doc", "--format"),
+    "two formats": ("talks/one.wav --format srt --json", "--format: srt"),
+    "no batch": ("talks/one.wav --batch 0", "--batch"),
+    "subtitles of several on standard output": ("talks --format srt", "-o: missing"),
+    "one file for several": ("talks -o all.srt", "-o: all.srt (expected a folder for the transcripts of 2 recordings)"),
+    "a file as a folder": ("talks -o talks/notes", "talks/notes: is in the way"),
+    "a missing folder": ("talks/one.wav -o nowhere/a.srt", "there is no folder nowhere"),
+    "a folder without recordings": ("empty", "empty: holds no recordings"),
+    "one name for two": ("talks talks/one.wav -o out", "talks/one.wav: out/one.wav.txt is already for talks/one.wav"),
+    "a missing file": ("nowhere.wav -o out", "nowhere.wav: no such file"),
+    "a folder in a file": ("talks/one.wav -o talks/notes/deeper/", "talks/notes: is in the way"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_one_line_exit_code_2_and_nothing_left(transcribe, talks, tmp_path, case):
+    line, told = WRONG[case]
+    (talks / "notes").write_text("in the way")
+    (tmp_path / "empty").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    code, out, err = transcribe(*line.split())
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1, err
+    assert told in err
+    assert sorted(tmp_path.rglob("*")) == before
