@@ -37,18 +37,18 @@ def sparq(capfd, monkeypatch, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def quick(tiny_run, tmp_path_factory):
+def quick(tiny_run):
     """The tiny model, held to few pieces by its positions; it hears at most 0.55 s at once."""
-    folder = tmp_path_factory.mktemp("quick") / "lm"
     lm = SpeechLM.load(tiny_run.folder / "max" / "speechlm")
     lm.model.config.max_position_embeddings = 48
-    lm.save(folder)
-    return folder
+    return lm
 
 
 @pytest.fixture
-def transcribe(sparq, quick):
-    return lambda *arguments, **more: sparq("transcribe", *arguments, "--model", quick, "--beam", 1, **more)
+def transcribe(sparq, quick, monkeypatch):
+    """``sparq transcribe`` with a model that is loaded once for all."""
+    monkeypatch.setattr("sparq.load", lambda folder: quick)
+    return lambda *arguments, **more: sparq("transcribe", *arguments, "--beam", 1, **more)
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def test_one_recording_is_told_by_segments_as_they_come(transcribe, tiny_run):
     times = [time for one in told[0]["segments"] for time in (one["start"], one["end"])]
     assert times == sorted(times)
     assert 0 <= times[0] < times[-1] <= told[0]["seconds"]
-    assert all(0 < one["confidence"] <= 1 for one in told[0]["segments"])
+    assert all(0 <= one["confidence"] <= 1 for one in told[0]["segments"])
     code, subtitles, err = transcribe(tiny_run.audio, "--format", "srt")
     assert (code, err) == (0, "")
     assert [block.splitlines()[2] for block in subtitles.strip().split("\n\n")] == lines
@@ -105,10 +105,8 @@ def test_standard_input(transcribe, tiny_run):
     assert json.loads(transcribe("-", "--json", stdin=data)[1])[0]["file"] == "standard input"
     code, out, err = transcribe("-", stdin=data[44:])
     assert (code, out) == (2, "")
-    assert err == (
-        "sparq: standard input: not audio, or damaged (no header says what it holds; raw samples must be given one, "
-        "as in a .wav file)\n"
-    )
+    assert err.endswith("(no header says what it holds; raw samples must be given one, as in a .wav file)\n")
+    assert err.count("\n") == 1
     assert transcribe("-", "-o", "out", stdin=data)[0] == 0
 
 

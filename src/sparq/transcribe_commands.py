@@ -148,13 +148,15 @@ def _onto_standard_output(given: argparse.Namespace, form: str, found: list[_Rec
             print(part, end="", flush=True)
         return
     entries = []
-    with _bar(found, quiet=sys.stdout.isatty()) as bar:
-        for one, seconds, segments in _transcripts(given, found, bar, alone=len(found) == 1):
-            entries.append(entry(segments, one.name, seconds))
-            if form == "text":
-                print(f"{one.name}\t{entries[-1]['text']}", flush=True)
-    if form == "json":
-        print_json(entries)
+    try:
+        with _bar(found, quiet=sys.stdout.isatty()) as bar:
+            for one, seconds, segments in _transcripts(given, found, bar, alone=len(found) == 1):
+                entries.append(entry(segments, one.name, seconds))
+                if form == "text":
+                    print(f"{one.name}\t{entries[-1]['text']}", flush=True)
+    finally:
+        if form == "json" and entries:
+            print_json(entries)  # those before a stop, and those beside broken ones
 
 
 def _model(given: argparse.Namespace) -> SpeechLM:
