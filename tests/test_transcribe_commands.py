@@ -185,6 +185,16 @@ def test_recordings_of_one_name_keep_their_suffixes(transcribe, talks, tmp_path)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["deep", "one.flac.txt", "one.wav.txt"]
 
 
+def test_words_have_times_if_asked_for(transcribe, tiny_run):
+    (told,) = json.loads(transcribe(tiny_run.audio, "--json", "--words")[1])
+    timed = [one for one in told["segments"] if "words" in one]
+    assert timed
+    for one in timed:
+        assert " ".join(word["text"] for word in one["words"]) == one["text"]
+        assert one["words"][0]["start"] == one["start"]
+        assert one["words"][-1]["end"] <= one["end"] + 1e-3
+
+
 def test_music_can_be_taken_for_speech(transcribe, tmp_path):
     time = np.arange(RATE) / RATE
     save_audio(tmp_path / "chord.wav", 0.1 * sum(np.sin(2 * np.pi * pitch * time) for pitch in (262, 330, 392)))

@@ -224,6 +224,8 @@ def _add_uses(made: Any) -> None:
     )
     command.add_argument("-o", "--output", help="a .txt, .srt, .vtt or .json file; any other name is a folder")
     command.add_argument("--format", choices=("text", "srt", "vtt", "json"), help="default: that of the file, or text")
+    text = "tell when each word is said (in JSON), and cut subtitles between words"
+    command.add_argument("--words", action="store_true", help=text)
     command.add_argument("--overwrite", action="store_true", help="make transcripts anew that are there already")
     command.add_argument("--batch", type=_positive, default=16, help="stretches of speech at once (default 16)")
     text = "what tells speech from the rest: silero (default), or loudness, which takes any sound for speech"

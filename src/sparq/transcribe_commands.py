@@ -143,7 +143,7 @@ def _onto_standard_output(given: argparse.Namespace, form: str, found: list[_Rec
     if len(found) == 1 and form != "json":
         (one,) = found
         waveform = load_audio(one.source)
-        heard = _model(given).segments(waveform, search_options(given), batch=given.batch)
+        heard = _model(given).segments(waveform, search_options(given), batch=given.batch, words=given.words)
         for part in written(form, heard, one.name, len(waveform) / RATE):
             print(part, end="", flush=True)
         return
@@ -203,9 +203,10 @@ def _transcripts(
 
     if not found:
         return
+    heard = listen(_model(given), waveforms(), search_options(given), batch=given.batch, words=given.words)
     segments: list[Segment] = []
     before = 0.0
-    for index, segment in listen(_model(given), waveforms(), search_options(given), batch=given.batch):
+    for index, segment in heard:
         one, seconds = opened[index]
         if segment is not None:
             segments.append(segment)

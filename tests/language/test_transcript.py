@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from sparq.language.listening import Segment
 from sparq.language.transcript import entry, written
+from sparq.speech.voice import Word
 
 SAID = [
     Segment(0.5, 2.25, "what time is it", 0.9),
@@ -83,6 +84,22 @@ def test_other_parsers_read_them(parts):
                 dt.timedelta(seconds=one.start if time == cue.start else one.end), abs=dt.timedelta(milliseconds=1)
             )
             assert abs(time.total_seconds() - seconds) <= 1
+
+
+def test_segments_whose_words_have_times_are_cut_into_equal_subtitles():
+    said = "it was the best of times it was the worst of times it was the age of wisdom it was the age of foolishness"
+    words = tuple(Word(word, 2.0 + 0.25 * i, 2.25 + 0.25 * i) for i, word in enumerate(said.split()))
+    segment = Segment(1.8, 9.0, said, 0.5, words)
+    cues = list(srt.parse(whole("srt", [segment])))
+    assert [cue.content for cue in cues] == [
+        "it was the best of times it was the worst of times it", "was the age of wisdom it was the age of foolishness",
+    ]  # fmt: skip
+    assert [cue.start.total_seconds() for cue in cues] == [1.8, 5.25]
+    assert [cue.end.total_seconds() for cue in cues] == [5.25, 9.0]
+    assert whole("text", [segment]) == f"{said}\n"
+    (told,) = json.loads(whole("json", [segment]))["segments"]
+    assert told["words"][1] == {"start": 2.25, "end": 2.5, "text": "was"}
+    assert len(told["words"]) == len(words)
 
 
 def test_a_line_break_does_not_end_a_subtitle():

@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from transformers import PreTrainedModel
 
+from sparq.language.alignment import word_times
 from sparq.language.likelihood import log_likelihoods
 from sparq.language.tasks import IGNORED, TASKS, example
 from sparq.language.vocabulary import Vocabulary
 from sparq.speech.audio import RATE
 from sparq.speech.segmentation import spoken_spans
 from sparq.speech.units import Units
+from sparq.speech.voice import Word
 
 if TYPE_CHECKING:
     from sparq.language.generation import GenerationOptions
@@ -39,12 +41,14 @@ class Segment:
         end: the same.
         text: what is said.
         confidence: how likely the model finds the text given what it heard, 0 to 1: the geometric mean over its pieces.
+        words: of the text, with their times in the recording; () if they were not asked for, or have no place.
     """
 
     start: float
     end: float
     text: str
     confidence: float
+    words: tuple[Word, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +60,12 @@ class _Piece:
 
 
 def listen(
-    lm: SpeechLM, recordings: Iterable[np.ndarray], options: GenerationOptions | None = None, *, batch: int = BATCH
+    lm: SpeechLM,
+    recordings: Iterable[np.ndarray],
+    options: GenerationOptions | None = None,
+    *,
+    batch: int = BATCH,
+    words: bool = False,
 ) -> Iterator[tuple[int, Segment | None]]:
     """Write down recordings one after another, batched across them.
 
@@ -65,6 +74,7 @@ def listen(
         recordings: float32 [samples] at 16 kHz; each is asked for when its turn comes.
         options: how pieces are chosen; None for the beam of `SpeechLM.write_down`.
         batch: segments written down at once; what comes out does not depend on it.
+        words: whether segments tell when each word was said.
 
     Yields:
         The number of a recording and its next segment, in order; None in place of it when that recording is over.
@@ -82,8 +92,15 @@ def listen(
                 continue
             text, confidence = next(written)
             if text:
-                yield one.recording, Segment(one.start, one.end, text, confidence)
+                said = _words(lm, one, text) if words else ()
+                yield one.recording, Segment(one.start, one.end, text, confidence, said)
         taken = min(2 * taken, _READ_AHEAD * batch)
+
+
+def _words(lm: SpeechLM, piece: _Piece, text: str) -> tuple[Word, ...]:
+    encoder = lm.extractor.encoder
+    found = word_times(lm.model, lm.vocabulary, piece.units, text, encoder.hop / encoder.rate)
+    return tuple(Word(one.text, piece.start + one.start, piece.start + one.end) for one in found)
 
 
 def _pieces(lm: SpeechLM, recordings: Iterable[np.ndarray]) -> Iterator[_Piece]:

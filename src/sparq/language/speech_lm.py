@@ -192,7 +192,7 @@ class SpeechLM:
         return joined[0] if single else joined
 
     def segments(
-        self, audio: Audio, options: GenerationOptions | None = None, *, batch: int = BATCH
+        self, audio: Audio, options: GenerationOptions | None = None, *, batch: int = BATCH, words: bool = False
     ) -> Iterator[Segment]:
         """Write down a recording with the times at which things are said, each segment as soon as it is there.
 
@@ -200,11 +200,13 @@ class SpeechLM:
             audio: a recording.
             options: how pieces are chosen, see `write_down`.
             batch: segments written down at once.
+            words: whether segments tell when each word was said.
 
         Raises:
-            UserError: see `transcribe`.
+            UserError: see `transcribe`; or words are asked of a deployed model.
         """
-        return (segment for _, segment in listen(self, [_waveform(audio)], options, batch=batch) if segment)
+        heard = listen(self, [_waveform(audio)], options, batch=batch, words=words)
+        return (segment for _, segment in heard if segment)
 
     def write_down(
         self,
