@@ -197,7 +197,7 @@ class FineTuning:
         )
         return Outcome(
             folder=self.recordings.name,
-            minutes=self.corpus.seconds / 60,
+            minutes=sum(len(one.units) for one in learnt) * self._seconds_a_frame / 60,
             learnt=len(learnt),
             held_out=len(held_out),
             left_out=self._left_out(),
@@ -215,6 +215,11 @@ class FineTuning:
             warnings=[*self.recordings.warnings, *warnings(before, after)],
             made=provenance(),
         )
+
+    @property
+    def _seconds_a_frame(self) -> float:
+        frames = sum(len(one.units) for split in SPLITS for one in self.corpus.utterances(split))
+        return self.corpus.seconds / frames
 
     def _left_out(self) -> dict[str, int]:
         """Reason → recordings that were not used."""

@@ -38,7 +38,7 @@ class Outcome:
 
     Attributes:
         folder: name of the folder of recordings.
-        minutes: of speech in the recordings that were used.
+        minutes: of speech that was learnt from.
         learnt, held_out: utterances learnt from, and measured on.
         left_out: reason → how many recordings were not used.
         speakers: how many are named in the recordings.
@@ -120,7 +120,7 @@ def table(outcome: Outcome) -> str:
     for title, values in outcome.measured.items():
         lines.append(f"{title:30}" + "".join(f"{'–' if value is None else f'{value:.2f}':>10}" for value in values))
     lines.append(
-        f"{outcome.minutes:.1f} minutes of speech: {outcome.learnt} recordings learnt from, {outcome.held_out} held out"
+        f"learnt from {outcome.minutes:.1f} minutes in {outcome.learnt} recordings, {outcome.held_out} held out"
         + "".join(f"; {count} left out ({reason})" for reason, count in outcome.left_out.items())
     )
     best = "nothing was better than the base model" if outcome.kept == 0 else f"the best was {outcome.kept}"
@@ -138,8 +138,8 @@ def card_of(outcome: Outcome, name: str) -> Card:
     rehearsed = f"{outcome.rehearsed} sentences of LJ Speech" if outcome.rehearsed else "the transcripts alone"
     data = {
         "recordings": outcome.folder,
-        "speech": f"{outcome.minutes:.1f} minutes",
-        "utterances": f"{outcome.learnt} learnt from, {outcome.held_out} held out",
+        "learnt from": f"{outcome.minutes:.1f} minutes in {outcome.learnt} utterances",
+        "held out": f"{outcome.held_out} utterances",
         "speakers named": outcome.speakers or "none",
         "text rehearsed": rehearsed,
         **{f"left out: {reason}": count for reason, count in outcome.left_out.items()},
@@ -175,5 +175,5 @@ def card_of(outcome: Outcome, name: str) -> Card:
             + (" When to stop was chosen by the loss on them, so the numbers are a little too good." if stopped else "")
         ),
         limits=(*LIMITS, *outcome.warnings),
-        made=outcome.made,
+        made={name: value for name, value in outcome.made.items() if name != "command"},  # it names the user's folders
     )
