@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import pytest
 
 from sparq.config import FINETUNING_METHODS
+from sparq.corpus.recording import Recording
 from sparq.errors import UserError
-from sparq.finetuning import rehearsal
+from sparq.finetuning import recordings, rehearsal
 from sparq.finetuning.defaults import adaptation_config
-from sparq.finetuning.recordings import Recordings
+from sparq.finetuning.recordings import Recordings, look_at
 from sparq.finetuning.rehearsal import general_text
 from sparq.finetuning.scores import Scores, warnings
+from sparq.speech.audio import save_audio
 
 BEFORE = Scores(wer=40.0, words=100, asr_loss=1.0, transcript_perplexity=90.0, text_perplexity=50.0)
 
@@ -69,3 +72,13 @@ def test_what_grew_worse_is_said(changes, told):
     found = warnings(BEFORE, dataclasses.replace(BEFORE, **changes))
     assert len(found) == len(told)
     assert all(one.startswith(start) for one, start in zip(found, told, strict=True))
+
+
+def test_parts_of_a_recording_count_by_their_length(monkeypatch, tmp_path):
+    save_audio(tmp_path / "long.wav", np.zeros(8000 * 10, np.float32), 8000)
+    parts = [
+        Recording("a", tmp_path / "long.wav", "Good morning.", "ann", start=1.0, seconds=2.0),
+        Recording("b", tmp_path / "long.wav", "good  morning", "ben", start=4.0),
+    ]
+    monkeypatch.setattr(recordings, "read_corpus", lambda _: iter(parts))
+    assert look_at(tmp_path) == Recordings(tmp_path.name, 2, 1, 8.0, {8000: 2}, 2)

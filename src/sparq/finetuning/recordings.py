@@ -164,5 +164,5 @@ def _headers(recordings: Iterable[Recording]) -> tuple[Counter[int], float]:
         except (soundfile.SoundFileError, RuntimeError):
             continue
         rates[info.samplerate] += 1
-        seconds += info.duration
+        seconds += info.duration - recording.start if recording.seconds is None else recording.seconds
     return rates, seconds
