@@ -73,7 +73,7 @@ def speed(given: argparse.Namespace) -> dict[str, Any]:
             "first_chunk_ms_cpu": round(1000 * first[1], 1),
             "chunk_ms": round(1000 * chunk * vocoder.config.hop / vocoder.rate),
         }
-    generator = vocoder._generator  # noqa: SLF001 - what is looked ahead is no business of those who speak
+    generator = vocoder.generator
     ahead = look_ahead(generator)
     return {
         "threads": given.threads,

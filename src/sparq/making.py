@@ -34,7 +34,7 @@ from sparq.language.vocabulary import Vocabulary
 from sparq.quantization import BlockReport, QuantizationConfig, quantize
 from sparq.quantization.blocks import architecture
 from sparq.speech.speaker import load_speaker_encoder
-from sparq.speech.vocoder import VocoderConfig
+from sparq.speech.vocoder import Vocoder, VocoderConfig
 from sparq.speech.vocoder_training import VocoderTraining, train_vocoder
 from sparq.stages import Stage, StageEvent, run_stage
 
@@ -200,8 +200,26 @@ def vocoder_folder(config: VocoderTrainingConfig, corpus: Corpus, output: Path) 
     Raises:
         UserError: the corpus kept no audio, or the output is a folder that no run made.
     """
+    inputs = {"corpus": corpus.fingerprint, **vocoder_start(config)}
     build = partial(make_vocoder, config, corpus)
-    run_stage(output.parent, Stage(output.name, dataclasses.asdict(config), {"corpus": corpus.fingerprint}, build))
+    run_stage(output.parent, Stage(output.name, dataclasses.asdict(config), inputs, build))
+
+
+def vocoder_start(config: VocoderTrainingConfig) -> dict[str, str]:
+    """Name the vocoder that a training starts from as the input of a stage; nothing if it begins anew.
+
+    Raises:
+        UserError: there is no such vocoder.
+    """
+    if config.start is None:
+        return {}
+    return {"start": known(_ready_vocoder(config.start), "vocoder")["ready"]}
+
+
+def _ready_vocoder(name: str) -> Path:
+    folder = ready_made(name)
+    assert folder is not None
+    return folder
 
 
 def make_vocoder(config: VocoderTrainingConfig, corpus: Corpus, folder: Path) -> None:
@@ -220,6 +238,7 @@ def make_vocoder(config: VocoderTrainingConfig, corpus: Corpus, folder: Path) ->
         VocoderConfig.preset(config.preset, units=corpus.codebook.size, speaker_dim=speaker_dim),
         dataclasses.replace(VocoderTraining.preset(config.preset), seed=config.seed, **changes),
         encoder=encoder,
+        start=None if config.start is None else Vocoder.load(_ready_vocoder(config.start)),
     )
     vocoder.save(folder)
 

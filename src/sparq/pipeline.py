@@ -47,6 +47,7 @@ from sparq.making import (
     make_vocoder,
     quantize_into,
     ready_made,
+    vocoder_start,
 )
 from sparq.quantization import QuantizationConfig
 from sparq.recipe import Recipe
@@ -165,7 +166,7 @@ class Run:
         """The vocoder, trained or copied if need be."""
         config = self.recipe.vocoder
         ready = None if config.name is None else ready_made(config.name)
-        inputs = self._corpus if ready is None else known(ready, "vocoder")
+        inputs = {**self._corpus, **vocoder_start(config)} if ready is None else known(ready, "vocoder")
         return self._run(Stage("vocoder", dataclasses.asdict(config), inputs, partial(self._vocoder, ready)))
 
     def _vocoder(self, ready: Path | None, work: Path) -> None:

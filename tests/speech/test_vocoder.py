@@ -108,6 +108,21 @@ def test_fusing_weight_norm_changes_nothing():
     torch.testing.assert_close(generator(units), before, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("name", ["paper", "small"])
+def test_many_voices_begin_as_the_one_they_start_from(name):
+    one, many = _fused(tiny(name)).double(), UnitGenerator(dataclasses.replace(TINY[name], speaker_dim=3)).double()
+    units, speaker = torch.randint(0, 200, (1, 5)), torch.randn(1, 3).double()
+    assert not torch.allclose(many(units, speaker=speaker), one(units), atol=1e-4)
+    many.start_from(one)
+    torch.testing.assert_close(many(units, speaker=speaker), one(units), rtol=1e-4, atol=1e-5)
+    many.films[0].weight.data.normal_()
+    again = UnitGenerator(many.config).double()
+    again.start_from(_fused(many))
+    torch.testing.assert_close(again(units, speaker=speaker), many(units, speaker=speaker), rtol=1e-4, atol=1e-5)
+    with pytest.raises(UserError, match="is of another shape"):
+        UnitGenerator(TINY[name]).start_from(many)
+
+
 def test_the_hifigan_path_equals_a_second_writing_of_it():
     """Parity with the generator written out from the HiFi-GAN paper's appendix, layer by layer."""
     generator = _fused(tiny("paper").double())

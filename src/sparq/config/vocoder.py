@@ -15,6 +15,8 @@ class VocoderTrainingConfig:
         name: a ready vocoder; null trains one.
         preset: "paper" (hop 320, for HuBERT), "paper-384" (the same for Moonshine's hop), or "small" (hop 384), which
             trains on a processor.
+        start: a ready vocoder of one voice or of many, to train on from, of this preset and the corpus's codebook; null
+            begins anew.
         speaker_encoder: what tells voices apart, for a vocoder that speaks in all voices of the corpus and in those of
             recordings it never heard: "resemblyzer", or a WavLM for x-vectors (folder or hub name); null for one voice.
         steps: optimizer steps; null for what the preset takes.
@@ -24,6 +26,7 @@ class VocoderTrainingConfig:
 
     name: str | None = None
     preset: str = key("paper-384", choices=("paper", "paper-384", "small"))
+    start: str | None = None
     speaker_encoder: str | None = None
     steps: int | None = key(None, minimum=1)
     batch: int | None = key(None, minimum=1)

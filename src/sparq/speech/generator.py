@@ -279,6 +279,26 @@ class UnitGenerator(nn.Module):
             reach = (reach + block + (kernel + rate) // 2 - 1) // rate
         return reach + 3
 
+    @torch.no_grad()
+    def start_from(self, other: UnitGenerator) -> None:
+        """Take over the weights of a generator of this shape; if that has one voice alone, all begin as that.
+
+        Raises:
+            UserError: it is of another shape.
+        """
+        if other.config not in (self.config, dataclasses.replace(self.config, speaker_dim=0)):
+            raise UserError("vocoder start: is of another shape (expected the preset of the training and its units)")
+        known = dict(other.named_modules())
+        for name, module in self.named_modules():
+            if isinstance(module, (nn.Conv1d, nn.ConvTranspose1d, nn.Linear, nn.Embedding)) and name in known:
+                layer: Any = known[name]
+                if is_parametrized(module, "weight"):
+                    module.weight = layer.weight.detach()  # which the weight norm takes apart
+                else:
+                    module.weight.copy_(layer.weight)
+                if not isinstance(module, nn.Embedding) and module.bias is not None:
+                    module.bias.copy_(layer.bias)
+
 
 def fuse_weight_norm(module: nn.Module) -> None:
     """Turn weight-normalised layers into plain ones, in place: the same function, fewer operations."""

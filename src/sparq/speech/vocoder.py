@@ -39,6 +39,7 @@ class Vocoder:
 
     Attributes:
         config: the generator's shape.
+        generator: makes waveforms of frames; its weights are plain.
         codebook: fingerprint of the codebook whose units it speaks.
         rate: samples per second of what it speaks.
         voices: the named voices of a vocoder of many, else None.
@@ -62,13 +63,13 @@ class Vocoder:
         if size != self.config.speaker_dim:
             raise UserError(f"this vocoder has speaker_dim={self.config.speaker_dim}, but its voices have {size}")
         # The vocoder owns plain copies, so that training can go on beside it.
-        self._generator = copy.deepcopy(generator).eval().requires_grad_(requires_grad=False)
-        fuse_weight_norm(self._generator)
+        self.generator = copy.deepcopy(generator).eval().requires_grad_(requires_grad=False)
+        fuse_weight_norm(self.generator)
         self._durations = copy.deepcopy(durations).eval().requires_grad_(requires_grad=False)
 
     def save(self, folder: Path) -> None:
         """Write the folder: ``sparq.json``, the weights in half precision, and the voices."""
-        state = {f"generator.{k}": v for k, v in self._generator.state_dict().items()}
+        state = {f"generator.{k}": v for k, v in self.generator.state_dict().items()}
         state |= {f"durations.{k}": v for k, v in self._durations.state_dict().items()}
         tensors = {k: v.half().contiguous() for k, v in state.items()}
         settings: dict[str, Any] = {"config": dataclasses.asdict(self.config)}
@@ -168,7 +169,7 @@ class Vocoder:
         for start in range(0, len(order), batch):
             chosen = order[start : start + batch]
             units, lengths = self._padded([frames[i] for i in chosen])
-            made = self._generator(units, lengths, None if speakers is None else speakers[chosen]).cpu().numpy()
+            made = self.generator(units, lengths, None if speakers is None else speakers[chosen]).cpu().numpy()
             for row, index in zip(made, chosen, strict=True):
                 waves[index] = row[: len(frames[index]) * self.config.hop].copy()
         return waves
@@ -200,7 +201,7 @@ class Vocoder:
         frames: Iterable[int] = itertools.chain(first, checked)
         if merged:
             frames = stream_frames(self._durations, frames, voice)
-        return (part.cpu().numpy() for part in stream_waveform(self._generator, frames, chunk, voice))
+        return (part.cpu().numpy() for part in stream_waveform(self.generator, frames, chunk, voice))
 
     def _lengths(self, merged: Sequence[Units], speakers: Tensor | None) -> list[np.ndarray]:
         units, lengths = self._padded(merged)
@@ -217,7 +218,7 @@ class Vocoder:
                 f"speaker: shape {list(given.shape)} (this vocoder has speaker_dim={self.config.speaker_dim})"
             )
         rows = np.broadcast_to(given, (count, self.config.speaker_dim)).copy()
-        return torch.from_numpy(rows).to(self._generator.embedding.weight)
+        return torch.from_numpy(rows).to(self.generator.embedding.weight)
 
     def _checked(self, sequence: Units, index: int) -> np.ndarray:
         units = np.asarray(sequence, dtype=np.int64)
@@ -229,7 +230,7 @@ class Vocoder:
         return units
 
     def _padded(self, sequences: Sequence[Units]) -> tuple[Tensor, Tensor]:
-        device = self._generator.embedding.weight.device
+        device = self.generator.embedding.weight.device
         lengths = torch.tensor([len(s) for s in sequences], device=device)
         units = torch.zeros(len(sequences), int(lengths.max()), dtype=torch.long, device=device)
         for row, sequence in zip(units, sequences, strict=True):

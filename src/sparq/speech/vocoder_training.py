@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn, track
 from torch import Tensor
 
-from sparq.artifacts import fingerprint, write_text
+from sparq.artifacts import fingerprint, require_match, write_text
 from sparq.errors import UserError
 from sparq.speech.discriminators import (
     DiscriminatorConfig,
@@ -151,6 +151,7 @@ class VocoderTrainer:
         folder: where ``checkpoint.pt`` and ``log.jsonl`` are kept; a checkpoint found there is gone on from.
         device: where to compute; None takes a GPU if there is one.
         encoder: what tells the speakers apart, for a vocoder of many; its dimension is the configuration's speaker_dim.
+        start: a trained generator to begin with, of this shape or of the same with one voice; None begins anew.
 
     Raises:
         UserError: no recording is as long as a segment, a unit is out of range, the checkpoint is another vocoder's, or
@@ -165,6 +166,7 @@ class VocoderTrainer:
         folder: Path,
         device: str | None = None,
         encoder: SpeakerEncoder | None = None,
+        start: UnitGenerator | None = None,
     ) -> None:
         if config.speaker_dim != (0 if encoder is None else encoder.dimension):
             raise UserError(
@@ -183,7 +185,10 @@ class VocoderTrainer:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(training.seed)
-            self.generator = UnitGenerator(config).to(self.device)
+            self.generator = UnitGenerator(config)
+            if start is not None:
+                self.generator.start_from(start)
+            self.generator.to(self.device)
             self.discriminators = Discriminators(training.discriminators).to(self.device)
         self.mel = MelLoss(config.rate, training.mel_windows).to(self.device)
         rate, betas = training.learning_rate, training.betas
@@ -377,8 +382,15 @@ def train_vocoder(
     training: VocoderTraining,
     device: str | None = None,
     encoder: SpeakerEncoder | None = None,
+    start: Vocoder | None = None,
 ) -> Vocoder:
-    """Train a vocoder, or go on with the one whose checkpoint is in ``folder``, and return it."""
-    trainer = VocoderTrainer(recordings, config, training, folder, device, encoder)
+    """Train a vocoder, or go on with the one whose checkpoint is in ``folder``, and return it.
+
+    Arguments are those of ``VocoderTrainer``; ``start`` is of the same codebook.
+    """
+    if start is not None:
+        require_match("the vocoder to start from (its codebook)", start.codebook, codebook_fingerprint)
+    begin = None if start is None else start.generator
+    trainer = VocoderTrainer(recordings, config, training, folder, device, encoder, begin)
     trainer.run()
     return trainer.vocoder(codebook_fingerprint)
