@@ -135,6 +135,7 @@ WRONG = {
     "units of a text file": ("units notes.txt", "notes.txt: not audio"),
     "units of a missing codebook": ("units {audio} --codebook nowhere", "nowhere"),
     "vocoder of no corpus": ("vocoder said -o out", "said: not a SpARQ corpus"),
+    "vocoder that starts from nothing": ("vocoder {corpus} -o out start=nowhere", "nowhere: no such shipped weights"),
     "vocoder with an unknown setting": ("vocoder {corpus} -o out spets=1", "spets"),
 }  # fmt: skip
 

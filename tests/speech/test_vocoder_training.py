@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers.audio_utils import mel_filter_bank, spectrogram, window_function
 
+from sparq.artifacts import ArtifactMismatchError
 from sparq.errors import UserError
 from sparq.speech.discriminators import (
     DiscriminatorConfig,
@@ -265,6 +266,20 @@ def test_speakers_are_drawn_by_the_root_of_how_long_they_speak(two_speakers, tmp
     assert low / high == pytest.approx(np.sqrt((starts[0] + starts[1]) / starts[2]))
     units, waves, speaker = trainer.batch()
     assert (units.shape, waves.shape, speaker.shape) == ((2, 64), (2, 64 * HOP), (2, 2))
+
+
+def test_a_second_training_starts_from_what_the_first_has_learnt(two_speakers, tmp_path):
+    training = dataclasses.replace(TRAINING, steps=1)
+    first = train_vocoder(two_speakers[:2], tmp_path / "one", "c0debook", SMALL, training)
+    more = VocoderTrainer(two_speakers, MANY, training, tmp_path / "many", encoder=ByPitch(), start=first.generator)
+    units = [[0, 1, 2, 3] * 8]
+    np.testing.assert_allclose(
+        more.vocoder("c0debook").synthesize(units, merged=False)[0],
+        first.synthesize(units, merged=False)[0],
+        atol=1e-4,
+    )
+    with pytest.raises(ArtifactMismatchError, match=r"start from \(its codebook\) was made for c0debook"):
+        train_vocoder(two_speakers, tmp_path / "other", "other", SMALL, training, start=first)
 
 
 def test_speaker_encoder_and_configuration_must_fit(two_speakers, tmp_path):
