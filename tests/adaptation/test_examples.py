@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_world import said
 from torch.utils.data import DataLoader
 
 from sparq.adaptation.examples import ROUND, ExampleStream, collate
@@ -268,3 +269,16 @@ def test_a_curriculum_leaves_speech_alone_for_later(vocabulary, make_sentences):
     batches = take(stream, 2 * ROUND)
     assert alone not in rows(batches[:ROUND], vocabulary)
     assert alone in rows(batches[ROUND:], vocabulary)
+
+
+def test_disturbed_speech_is_listened_to_and_never_spoken(vocabulary):
+    clean, rough = said(["one", "seven"] * 2), dataclasses.replace(said(["zero", "six"] * 2), disturbed=True)
+    telling = set(vocabulary.encode_units(rough.units)) - set(vocabulary.encode_units(clean.units))
+    assert telling
+    curriculum = CurriculumConfig(batches=0, spans=0.5)
+    stream = ExampleStream([clean, rough], vocabulary, EQUAL, 400, curriculum=curriculum)
+    met = Counter(task_of(ids, vocabulary) for ids in rows(take(stream, 40), vocabulary) if telling & set(ids))
+    assert set(met) == {"asr"}
+    assert met["asr"] > 20
+    with pytest.raises(UserError, match="has nothing to learn from"):
+        ExampleStream([rough], vocabulary, EQUAL, 300)

@@ -135,6 +135,15 @@ def test_copies_are_said_once_and_disturbed_each_in_its_way(config, corpus, monk
             starts = [word.start / item.disturbance.rate / 0.024 for word in said.words]
             np.testing.assert_allclose(row["word_starts"], np.minimum(starts, len(row["units"])), atol=0.51)
     assert len({tuple(row["units"]) for row in rows}) == 6
+    assert all(row["disturbed"] for row in rows)
+
+
+def test_a_corpus_made_before_disturbances_has_none(corpus, tmp_path):
+    shutil.copytree(corpus.folder, tmp_path / "old")
+    for path in (tmp_path / "old" / "shards").iterdir():
+        pq.write_table(pq.ParquetFile(path).read().drop_columns(["disturbed"]), path)
+    old = Corpus.load(tmp_path / "old").utterances("train")
+    assert [utterance.disturbed for utterance in old] == [False] * len(corpus.utterances("train"))
 
 
 def test_a_number_that_is_read_as_several_words_has_no_word_times(corpus):

@@ -74,7 +74,10 @@ class Corpus:
             raise UserError(f"{folder / STATISTICS}: missing or damaged ({error})") from error
         paths = shard_paths(folder, int(manifest.settings["shards"]))
         columns = [name for name in SCHEMA.names if name != "audio"]
-        return cls(folder, manifest, codebook, statistics, pa.concat_tables(_read(path, columns) for path in paths))
+        table = pa.concat_tables(_read(path, columns) for path in paths)
+        if "disturbed" not in table.column_names:  # made when nothing was
+            table = table.append_column("disturbed", pa.array(np.zeros(len(table), bool)))
+        return cls(folder, manifest, codebook, statistics, table)
 
     @property
     def fingerprint(self) -> str:
@@ -119,9 +122,16 @@ class Corpus:
         columns = [_arrays(part[name]) for name in ("units", "word_starts", "word_ends")]
         tasks = {source: tuple(names) for source, names in self.manifest.settings.get("tasks", {}).items()}
         return [
-            Utterance(text or "", np.zeros(0, np.int64) if units is None else units, starts, ends, tasks.get(source))
-            for text, source, units, starts, ends in zip(
-                part["text"].to_pylist(), part["source"].to_pylist(), *columns, strict=True
+            Utterance(
+                text or "",
+                np.zeros(0, np.int64) if units is None else units,
+                starts,
+                ends,
+                tasks.get(source),
+                disturbed,
+            )
+            for text, source, disturbed, units, starts, ends in zip(
+                *(part[name].to_pylist() for name in ("text", "source", "disturbed")), *columns, strict=True
             )
         ]
 

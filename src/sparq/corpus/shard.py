@@ -32,6 +32,7 @@ SCHEMA = pa.schema(
         ("split", pa.string()),
         ("text", pa.string()),  # or null
         ("speaker", pa.string()),
+        ("disturbed", pa.bool_()),
         ("seconds", pa.float64()),
         ("units", pa.list_(pa.uint16())),  # raw: one a frame; null where there is text alone
         ("word_starts", pa.list_(pa.int32())),  # first frame of each word of text.split(), or null
@@ -88,6 +89,7 @@ def build_shard(items: Sequence[Item], codebook: Codebook) -> pa.Table:
                     "split": item.split,
                     "text": item.text,
                     "speaker": item.speaker,
+                    "disturbed": item.disturbance is not None,
                     "seconds": 0.0 if waveform is None else len(waveform) / RATE,
                     "units": its_units,
                     "word_starts": starts,

@@ -20,6 +20,8 @@ class Utterance:
         units: raw units [frames], or empty where there is text alone.
         starts, ends: first frame of each word of ``text.split()`` and the one after its last, or None.
         tasks: names of the tasks that it is meant for; None for all that it can serve.
+        disturbed: whether what the units were made of was disturbed (:mod:`sparq.speech.augmentation`): such speech is
+            to be understood, and not to be spoken.
     """
 
     text: str
@@ -27,6 +29,7 @@ class Utterance:
     starts: np.ndarray | None = None
     ends: np.ndarray | None = None
     tasks: tuple[str, ...] | None = None
+    disturbed: bool = False
 
     @property
     def words(self) -> int:
@@ -34,7 +37,9 @@ class Utterance:
         return len(self.text.split())
 
     def serves(self, task: Task) -> bool:
-        """Whether it is meant for a task, and has the text and the speech that this needs."""
+        """Whether it is meant for a task and has the text and the speech that this needs; what is spoken is undisturbed."""
+        if self.disturbed and task.target == Modality.SPEECH:
+            return False
         has = {Modality.TEXT: bool(self.text.strip()), Modality.SPEECH: bool(len(self.units))}
         needed = {task.target, *({task.condition} if task.condition is not None else ())}
         return (self.tasks is None or task.name in self.tasks) and all(has[modality] for modality in needed)
@@ -44,4 +49,5 @@ class Utterance:
         if self.starts is None or self.ends is None:
             raise UserError(f"{self.text[:40]!r}: has no word times, so it has no spans")
         text = " ".join(self.text.split()[first:last])
-        return Utterance(text, self.units[self.starts[first] : self.ends[last - 1]], tasks=self.tasks)
+        units = self.units[self.starts[first] : self.ends[last - 1]]
+        return Utterance(text, units, tasks=self.tasks, disturbed=self.disturbed)

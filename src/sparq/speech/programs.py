@@ -62,15 +62,8 @@ def _flite(voice: str) -> _Program:
 def _pico(language: str) -> _Program:
     def command(text: str, wav: Path, speed: float) -> list[str]:
         plain = re.sub(r"[<>&]", " ", text)  # Pico reads markup, which also sets its speed
-        return [
-            "pico2wave",
-            "-l",
-            language,
-            "-w",
-            str(wav),
-            "--",
-            f'<speed level="{round(100 * speed)}">{plain}</speed>',
-        ]
+        marked = f'<speed level="{round(100 * speed)}">{plain}</speed>'
+        return ["pico2wave", "-l", language, "-w", str(wav), "--", marked]
 
     return _Program("apt install libttspico-utils (Debian: non-free)", command)
 
@@ -156,7 +149,8 @@ class _Lines:
         self._folder = tempfile.TemporaryDirectory(prefix="sparq-piper-")
         self._process = subprocess.Popen(
             [*command, "-d", self._folder.name],
-            stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, bufsize=1,
+            stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, bufsize=1,
+            encoding="utf-8", errors="replace",
         )  # fmt: skip
         self.close = weakref.finalize(self, _end, self._process, self._folder)
 
