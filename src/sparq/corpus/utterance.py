@@ -37,7 +37,7 @@ class Utterance:
         return len(self.text.split())
 
     def serves(self, task: Task) -> bool:
-        """Whether it is meant for a task and has the text and the speech that this needs; what is spoken is undisturbed."""
+        """Whether it is meant for a task, and has the text and the speech that this needs and may learn from."""
         if self.disturbed and task.target == Modality.SPEECH:
             return False
         has = {Modality.TEXT: bool(self.text.strip()), Modality.SPEECH: bool(len(self.units))}
