@@ -14,8 +14,8 @@ from sparq.speech.generator import UnitGenerator, VocoderConfig
 from sparq.speech.recogniser import Recogniser
 from sparq.speech.speaker import SpeakerEncoder
 from sparq.speech.speaker_table import SpeakerTable
+from sparq.speech.training_segments import Recording
 from sparq.speech.vocoder import Vocoder
-from sparq.speech.vocoder_training import Recording
 
 
 class Judge(Recogniser):

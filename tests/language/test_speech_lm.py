@@ -254,7 +254,7 @@ def test_swapped_folders_are_refused(lm, make_joint, part, tmp_path):
     shutil.rmtree(tmp_path / "lm" / part)
     (tmp_path / "lm" / part).mkdir()
     other = {"vocabulary": make_joint(normalisation="none"), "codebook": codebook_of(1)}
-    other["vocoder"] = Vocoder(lm.vocoder._generator, DurationPredictor(UNITS), lm.codebook.fingerprint)
+    other["vocoder"] = Vocoder(lm.vocoder.generator, DurationPredictor(UNITS), lm.codebook.fingerprint)
     other[part].save(tmp_path / "lm" / part)
     given = read_manifest(tmp_path / "lm" / part, part).fingerprint
     with pytest.raises(ArtifactMismatchError, match=rf"lm: the model \(its {part}\).*{wanted}.*{given}"):

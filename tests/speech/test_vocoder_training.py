@@ -25,7 +25,8 @@ from sparq.speech.generator import VocoderConfig
 from sparq.speech.mel import LogMel, MelLoss
 from sparq.speech.pitch import measure_pitch, pulse_train
 from sparq.speech.speaker import SpeakerEncoder
-from sparq.speech.vocoder_training import Recording, VocoderTrainer, VocoderTraining, train_vocoder
+from sparq.speech.training_segments import Recording, Segments
+from sparq.speech.vocoder_training import VocoderTrainer, VocoderTraining, train_vocoder
 
 HOP = 64
 SMALL = VocoderConfig(
@@ -260,12 +261,16 @@ def test_a_killed_run_of_many_voices_goes_on_and_does_not_embed_again(two_speake
 
 
 def test_speakers_are_drawn_by_the_root_of_how_long_they_speak(two_speakers, tmp_path):
-    trainer = VocoderTrainer(two_speakers, MANY, TRAINING, tmp_path, encoder=ByPitch())
-    low, high = trainer._chance[:2].sum(), trainer._chance[2]
+    segments = Segments(two_speakers, MANY, TRAINING.segment, seed=0)
+    segments.embed(ByPitch(), tmp_path)
+    low, high = segments.chances[:2].sum(), segments.chances[2]
     starts = [len(r.units) - TRAINING.segment + 1 for r in two_speakers]
     assert low / high == pytest.approx(np.sqrt((starts[0] + starts[1]) / starts[2]))
-    units, waves, speaker = trainer.batch()
-    assert (units.shape, waves.shape, speaker.shape) == ((2, 64), (2, 64 * HOP), (2, 2))
+    units, waves, speakers = segments.draw(3, 200)
+    assert (units.shape, waves.shape, speakers.shape) == ((200, 64), (200, 64 * HOP), (200, 2))
+    assert speakers[:, 1].mean() == pytest.approx(high, abs=0.1)
+    np.testing.assert_array_equal(segments.draw(3, 200)[1], waves)
+    assert not np.array_equal(segments.draw(4, 200)[1], waves)
 
 
 def test_a_second_training_starts_from_what_the_first_has_learnt(two_speakers, tmp_path):

@@ -33,7 +33,7 @@ from sparq.speech.audio import load_audio
 from sparq.speech.units import Codebook
 
 if TYPE_CHECKING:
-    from sparq.speech.vocoder_training import Recording
+    from sparq.speech.training_segments import Recording
 
 CODEBOOK, SHARDS, STATISTICS = "codebook", "shards", "statistics.json"
 
@@ -143,7 +143,7 @@ class Corpus:
         Raises:
             UserError: there is no such source, or no audio was kept.
         """
-        from sparq.speech.vocoder_training import Recording
+        from sparq.speech.training_segments import Recording
 
         found = []
         for path in shard_paths(self.folder, int(self.manifest.settings["shards"])):

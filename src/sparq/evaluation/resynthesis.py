@@ -16,9 +16,9 @@ from sparq.evaluation.recognition import word_error_rate
 from sparq.evaluation.speech_distance import SpeechDistance, speech_distance
 from sparq.speech.recogniser import Recogniser
 from sparq.speech.speaker import SpeakerEncoder
+from sparq.speech.training_segments import Recording
 from sparq.speech.units import Units, merge_repeats
 from sparq.speech.vocoder import Vocoder
-from sparq.speech.vocoder_training import Recording
 
 
 @dataclasses.dataclass(frozen=True)

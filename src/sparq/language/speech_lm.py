@@ -6,7 +6,6 @@ pieces and units of others look alike and mean something else.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
@@ -20,30 +19,24 @@ from sparq.errors import UserError
 from sparq.language.folder import Parts, read_folder, write_folder
 from sparq.language.generation import GenerationOptions, candidates, generate
 from sparq.language.listening import BATCH, Segment, listen
-from sparq.language.phrases import split_text
 from sparq.language.rescoring import Rescoring, best_texts
-from sparq.language.streaming import stream_pieces, stream_units
-from sparq.language.tasks import TASKS, Task, continuation_prompt, prompt
+from sparq.language.speaking import Spoken, go_on, speak, stream
+from sparq.language.tasks import TASKS, continuation_prompt, prompt
 from sparq.language.vocabulary import Vocabulary
 from sparq.speech.activity import Detector, load_detector
-from sparq.speech.audio import RATE, check_waveform, load_audio
+from sparq.speech.audio import check_waveform, load_audio
 from sparq.speech.encoder import load_encoder
 from sparq.speech.speaker_table import Speaker
-from sparq.speech.units import Codebook, UnitExtractor, Units, merge_repeats
+from sparq.speech.units import Codebook, UnitExtractor, Units
 from sparq.speech.vocoder import CHUNK, Vocoder
 
 Audio = str | Path | IO[bytes] | np.ndarray
 """A file, or float32 [samples] at 16 kHz."""
 
-Spoken = tuple[np.ndarray, int]
-"""A waveform, float32 [samples], and its samples per second."""
-
 RECORD = "sparq_parts"
 CREATIVE = GenerationOptions(method="sample", top_p=0.9)
 LISTENING = GenerationOptions(method="beam", beams=8)
 """How speech is written down: what was said has one right answer, and a wrong piece spoils those after it."""
-
-_PAUSE = RATE // 5  # samples between the parts of a long text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -255,16 +248,7 @@ class SpeechLM:
             UserError: the model has no vocoder, there is no such voice, or nothing in a text can be said.
         """
         texts, single = _several(text)
-        vocoder = self._require_vocoder()
-        speaker = vocoder.embedding(voice)
-        parts = [(owner, part) for owner, whole in enumerate(texts) for part in self._phrases(whole)]
-        prompts = [prompt(TASKS["tts"], self.vocabulary, part) for _, part in parts]
-        units = [self._units(ids) for ids in self._generate(TASKS["tts"], prompts, options)]
-        waves: list[list[np.ndarray]] = [[] for _ in texts]
-        said = vocoder.synthesize(units, merged=self.vocabulary.deduplicate, speaker=speaker)
-        for (owner, _), wave in zip(parts, said, strict=True):
-            waves[owner] += [np.zeros(_PAUSE if waves[owner] else 0, np.float32), wave]
-        spoken = [(np.concatenate(of_one), vocoder.rate) for of_one in waves]
+        spoken = speak(self, texts, options, voice)
         return spoken[0] if single else spoken
 
     def stream(
@@ -289,21 +273,7 @@ class SpeechLM:
         Raises:
             UserError: see ``speak``.
         """
-        vocoder, vocabulary = self._require_vocoder(), self.vocabulary
-        speaker, phrases = vocoder.embedding(voice), self._phrases(text)
-        options = options or GenerationOptions()
-
-        def spoken() -> Iterator[np.ndarray]:
-            for index, phrase in enumerate(phrases):
-                if index:
-                    yield np.zeros(_PAUSE, np.float32)
-                ids = prompt(TASKS["tts"], vocabulary, phrase)
-                pieces = stream_pieces(self.model, vocabulary, ids, TASKS["tts"].target, options, index)
-                with contextlib.closing(pieces):
-                    units = stream_units(vocabulary, pieces)
-                    yield from vocoder.stream(units, merged=vocabulary.deduplicate, speaker=speaker, chunk=chunk)
-
-        return spoken()
+        return stream(self, text, options or GenerationOptions(), voice, chunk)
 
     @overload
     def continue_text(self, beginning: str, options: GenerationOptions | None = None) -> str: ...
@@ -323,7 +293,7 @@ class SpeechLM:
             continuation_prompt(task, vocabulary, text) if there else prompt(task, vocabulary)
             for text, there in zip(beginnings, begun, strict=True)
         ]
-        made = self._generate(task, prompts, options or CREATIVE)
+        made = generate(self.model, vocabulary, prompts, task.target, options or CREATIVE)
         texts = [vocabulary.decode_text([*before, *after]) for before, after in zip(prompts, made, strict=True)]
         return texts[0] if single else texts
 
@@ -350,59 +320,8 @@ class SpeechLM:
                 too long.
         """
         recordings, single = _several(beginning)
-        vocoder = self._require_vocoder()
-        waveforms = [_waveform(recording) for recording in recordings]
-        heard = self.extractor.extract(waveforms)
-        for index, units in enumerate(heard):
-            if not len(units):
-                raise UserError(f"recording {index}: too short to be continued")
-        own = voice is None and vocoder.voices is not None
-        speakers = [vocoder.embedding(waveform if own else voice) for waveform in waveforms]
-        prompts = [continuation_prompt(TASKS["speechlm"], self.vocabulary, units) for units in heard]
-        made = self._generate(TASKS["speechlm"], prompts, options or CREATIVE)
-        frames = [
-            self._timed(vocoder, units, self._units(ids), speaker)
-            for units, ids, speaker in zip(heard, made, speakers, strict=True)
-        ]
-        rows = None if vocoder.voices is None else np.array(speakers)
-        spoken = [(wave, vocoder.rate) for wave in vocoder.synthesize(frames, merged=False, speaker=rows)]
+        spoken = go_on(self, [_waveform(recording) for recording in recordings], options or CREATIVE, voice)
         return spoken[0] if single else spoken
-
-    def _generate(
-        self, task: Task, prompts: Sequence[Sequence[int]], options: GenerationOptions | None
-    ) -> list[list[int]]:
-        return generate(self.model, self.vocabulary, prompts, task.target, options)
-
-    def _require_vocoder(self) -> Vocoder:
-        if self.vocoder is None:
-            raise UserError("this SpeechLM has no vocoder: it cannot speak")
-        return self.vocoder
-
-    def _units(self, ids: Sequence[int]) -> list[int]:
-        """Units of generated ids; where two pieces meet, a repeat may still have to be merged."""
-        units = self.vocabulary.decode_units(ids)
-        return merge_repeats(units)[0].tolist() if self.vocabulary.deduplicate else units
-
-    def _timed(self, vocoder: Vocoder, heard: np.ndarray, more: list[int], speaker: np.ndarray | None) -> list[int]:
-        """One unit per frame: what was heard as it was, then what was made, its durations predicted if merged."""
-        if not self.vocabulary.deduplicate:
-            return [*heard.tolist(), *more]
-        known = merge_repeats(heard)[1]
-        whole = merge_repeats([*heard.tolist(), *more])[0]
-        durations = vocoder.durations([whole.tolist()], speaker)[0]
-        durations[: len(known)] = known
-        return np.repeat(whole, durations).tolist()
-
-    def _phrases(self, text: str) -> list[str]:
-        """Cut a text into what the model can say at once; half of the positions are left for the units."""
-        room = self.model.config.max_position_embeddings // 2
-        phrases = split_text(
-            text, self.limits.words, lambda phrase: len(prompt(TASKS["tts"], self.vocabulary, phrase)) <= room
-        )
-        said = [phrase for phrase in phrases if self.vocabulary.write_text(phrase)]
-        if not said:
-            raise UserError(f"text {text[:40]!r}: there is nothing in it that can be said")
-        return said
 
 
 def _several(given: Any) -> tuple[list[Any], bool]:

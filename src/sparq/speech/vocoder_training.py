@@ -3,9 +3,6 @@
 The losses and their weights are HiFi-GAN's (Kong et al. 2020, section 2.4), the optimiser the paper's (E.3: Adam,
 8e-4). Two things serve machines without a GPU: the generator may learn from the mel loss alone at first, which costs
 less than half of a full step and is enough to become intelligible, and that loss may listen through several windows.
-
-A vocoder of many voices hears each segment together with the speaker embedding of its recording. Who has little audio
-is drawn more often than its share: speakers by the square root of how long they speak.
 """
 
 from __future__ import annotations
@@ -20,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn, track
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from sparq.artifacts import fingerprint, require_match, write_text
@@ -37,12 +34,11 @@ from sparq.speech.generator import UnitGenerator, VocoderConfig
 from sparq.speech.mel import MelLoss
 from sparq.speech.pitch import measure_pitch
 from sparq.speech.speaker import SpeakerEncoder
-from sparq.speech.speaker_table import SpeakerTable
+from sparq.speech.training_segments import Recording, Segments
 from sparq.speech.vocoder import Vocoder
 
 _CHECKPOINT = "checkpoint.pt"
 _LOG = "log.jsonl"
-_SPEAKERS = "speakers.npy"  # embeddings of the recordings, which take time to make
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,23 +117,6 @@ class VocoderTraining:
         )
 
 
-@dataclasses.dataclass(frozen=True)
-class Recording:
-    """Speech and its units.
-
-    Attributes:
-        waveform: float32 [samples] at the vocoder's rate; may be memory-mapped.
-        units: int [frames], one per hop, repeats not merged.
-        speaker: who speaks; the name of a voice, in a vocoder of many.
-        text: what is said, where that is known.
-    """
-
-    waveform: np.ndarray
-    units: np.ndarray
-    speaker: str = "speaker"
-    text: str | None = None
-
-
 class VocoderTrainer:
     """Generator, discriminators and their optimisers, with the step they are at.
 
@@ -174,13 +153,7 @@ class VocoderTrainer:
                 + ("there is no speaker encoder" if encoder is None else f"{encoder.name} gives {encoder.dimension}")
             )
         self.config, self.training, self.folder = config, training, Path(folder)
-        self.recordings = [r for r in recordings if self._frames(r) >= training.segment]
-        if not self.recordings:
-            raise UserError(f"vocoder training: no recording has the {training.segment} frames of a segment")
-        highest = max(int(r.units.max()) for r in self.recordings)
-        if highest >= config.units:
-            raise UserError(f"vocoder training: unit {highest} is out of range for a codebook of {config.units}")
-        self._chance = self._chances()
+        self.segments = Segments(recordings, config, training.segment, training.seed)
         self.step = 0
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         with torch.random.fork_rng(devices=[]):
@@ -195,75 +168,24 @@ class VocoderTrainer:
         self._generator_optimiser = torch.optim.Adam(self.generator.parameters(), rate, betas)
         self._discriminator_optimiser = torch.optim.Adam(self.discriminators.parameters(), rate, betas)
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._embeddings = None if encoder is None else self._embed(encoder)
-        self.voices = None if encoder is None else self._table(encoder)
+        if encoder is not None:
+            self.segments.embed(encoder, self.folder)
         if (self.folder / _CHECKPOINT).is_file():
             self._load_checkpoint()
         else:
             (self.folder / _LOG).unlink(missing_ok=True)
             self.durations = fit_durations(
-                [r.units for r in self.recordings],
+                [recording.units for recording in self.segments.recordings],
                 config.units,
-                speakers=self._embeddings,
+                speakers=self.segments.embeddings,
                 steps=training.duration_steps,
                 seed=training.seed,
             )
 
-    def _frames(self, recording: Recording) -> int:
-        return min(len(recording.units), len(recording.waveform) // self.config.hop)
-
-    def _chances(self) -> np.ndarray:
-        """Say how likely each recording is drawn: every segment of a speaker alike, speakers by the root of theirs."""
-        starts = np.array([self._frames(r) - self.training.segment + 1 for r in self.recordings], dtype=np.float64)
-        spoken: dict[str, float] = {}
-        for recording, count in zip(self.recordings, starts, strict=True):
-            spoken[recording.speaker] = spoken.get(recording.speaker, 0.0) + count
-        chance = starts / np.sqrt([spoken[recording.speaker] for recording in self.recordings])
-        return chance / chance.sum()
-
-    def _embed(self, encoder: SpeakerEncoder) -> np.ndarray:
-        """Tell who speaks in every recording, or read what an earlier start found: float32 [recordings, dimension]."""
-        path = self.folder / f"{encoder.fingerprint}-{_SPEAKERS}"
-        if not path.is_file():
-            waves = [recording.waveform for recording in self.recordings]
-            shown = track(waves, "speakers", console=Console(stderr=True), transient=True)
-            found = np.concatenate([encoder.embed([wave]) for wave in shown])
-            temporary = path.with_name(f".{path.name}")
-            np.save(temporary, found)
-            temporary.replace(path)
-        embeddings: np.ndarray = np.load(path)
-        if len(embeddings) != len(self.recordings):
-            raise UserError(f"{path}: is of {len(embeddings)} recordings, not {len(self.recordings)}; remove it")
-        return embeddings
-
-    def _table(self, encoder: SpeakerEncoder) -> SpeakerTable:
-        assert self._embeddings is not None
-        seconds = [len(recording.waveform) / self.config.rate for recording in self.recordings]
-        speakers = [recording.speaker for recording in self.recordings]
-        return SpeakerTable.of_recordings(speakers, self._embeddings, seconds, encoder)
-
-    def batch(self) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Draw this step's segments.
-
-        Returns:
-            Units int64 [batch, segment], waveforms [batch, segment · hop], and speaker embeddings [batch, speaker_dim]
-            or None.
-        """
-        random = np.random.default_rng([self.training.seed, self.step])
-        frames, hop = self.training.segment, self.config.hop
-        units, waves = [], []
-        chosen = random.choice(len(self.recordings), self.training.batch, p=self._chance)
-        for index in chosen:
-            recording = self.recordings[index]
-            start = int(random.integers(self._frames(recording) - frames + 1))
-            units.append(np.asarray(recording.units[start : start + frames], np.int64))
-            waves.append(np.asarray(recording.waveform[start * hop : (start + frames) * hop], np.float32))
-        speakers = None if self._embeddings is None else torch.from_numpy(self._embeddings[chosen]).to(self.device)
-        return (
-            torch.from_numpy(np.stack(units)).to(self.device),
-            torch.from_numpy(np.stack(waves)).to(self.device),
-            speakers,
-        )
+    def _batch(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        units, waves, speakers = self.segments.draw(self.step, self.training.batch)
+        speaker = None if speakers is None else torch.from_numpy(speakers).to(self.device)
+        return torch.from_numpy(units).to(self.device), torch.from_numpy(waves).to(self.device), speaker
 
     def train_step(self) -> dict[str, float]:
         """Take one step and say its losses."""
@@ -272,7 +194,7 @@ class VocoderTrainer:
         for optimiser in (self._generator_optimiser, self._discriminator_optimiser):
             for group in optimiser.param_groups:
                 group["lr"] = rate
-        units, real, speaker = self.batch()
+        units, real, speaker = self._batch()
         losses: dict[str, Tensor] = {}
         if self.config.filter_size:
             pitch, voiced = measure_pitch(real, self.config.rate, self.config.filter_size // 4)
@@ -332,7 +254,7 @@ class VocoderTrainer:
 
     def vocoder(self, codebook_fingerprint: str) -> Vocoder:
         """Give the vocoder as it is now, for units of the codebook with this fingerprint."""
-        return Vocoder(self.generator, self.durations.to(self.device), codebook_fingerprint, self.voices)
+        return Vocoder(self.generator, self.durations.to(self.device), codebook_fingerprint, self.segments.voices)
 
     def _log(self, line: dict[str, float]) -> None:
         with (self.folder / _LOG).open("a", encoding="utf-8") as file:

@@ -1,0 +1,114 @@
+"""Text read out, whole or while the model still speaks, and speech that goes on; in one of the vocoder's voices."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from sparq.errors import UserError
+from sparq.language.generation import GenerationOptions, generate
+from sparq.language.phrases import split_text
+from sparq.language.streaming import stream_pieces, stream_units
+from sparq.language.tasks import TASKS, continuation_prompt, prompt
+from sparq.language.vocabulary import Vocabulary
+from sparq.speech.audio import RATE
+from sparq.speech.speaker_table import Speaker
+from sparq.speech.units import merge_repeats
+from sparq.speech.vocoder import Vocoder
+
+if TYPE_CHECKING:
+    from sparq.language.speech_lm import SpeechLM
+
+Spoken = tuple[np.ndarray, int]
+"""A waveform, float32 [samples], and its samples per second."""
+
+_PAUSE = RATE // 5  # samples between the parts of a long text
+
+
+def speak(lm: SpeechLM, texts: Sequence[str], options: GenerationOptions | None, voice: Speaker | None) -> list[Spoken]:
+    """Read texts out, all phrases of all of them together; see ``SpeechLM.speak``."""
+    vocoder, vocabulary, task = _vocoder(lm), lm.vocabulary, TASKS["tts"]
+    speaker = vocoder.embedding(voice)
+    parts = [(owner, part) for owner, whole in enumerate(texts) for part in _phrases(lm, whole)]
+    prompts = [prompt(task, vocabulary, part) for _, part in parts]
+    units = [_units(vocabulary, ids) for ids in generate(lm.model, vocabulary, prompts, task.target, options)]
+    waves: list[list[np.ndarray]] = [[] for _ in texts]
+    said = vocoder.synthesize(units, merged=vocabulary.deduplicate, speaker=speaker)
+    for (owner, _), wave in zip(parts, said, strict=True):
+        waves[owner] += [np.zeros(_PAUSE if waves[owner] else 0, np.float32), wave]
+    return [(np.concatenate(of_one), vocoder.rate) for of_one in waves]
+
+
+def stream(
+    lm: SpeechLM, text: str, options: GenerationOptions, voice: Speaker | None, chunk: int
+) -> Iterator[np.ndarray]:
+    """Read a text out phrase by phrase and chunk by chunk; see ``SpeechLM.stream``."""
+    vocoder, vocabulary, task = _vocoder(lm), lm.vocabulary, TASKS["tts"]
+    speaker, phrases = vocoder.embedding(voice), _phrases(lm, text)
+
+    def spoken() -> Iterator[np.ndarray]:
+        for index, phrase in enumerate(phrases):
+            if index:
+                yield np.zeros(_PAUSE, np.float32)
+            ids = prompt(task, vocabulary, phrase)
+            with contextlib.closing(stream_pieces(lm.model, vocabulary, ids, task.target, options, index)) as pieces:
+                units = stream_units(vocabulary, pieces)
+                yield from vocoder.stream(units, merged=vocabulary.deduplicate, speaker=speaker, chunk=chunk)
+
+    return spoken()
+
+
+def go_on(
+    lm: SpeechLM, recordings: Sequence[np.ndarray], options: GenerationOptions, voice: Speaker | None
+) -> list[Spoken]:
+    """Speak on, from recordings float32 [samples]; see ``SpeechLM.continue_speech``."""
+    vocoder, vocabulary, task = _vocoder(lm), lm.vocabulary, TASKS["speechlm"]
+    heard = lm.extractor.extract(recordings)
+    for index, units in enumerate(heard):
+        if not len(units):
+            raise UserError(f"recording {index}: too short to be continued")
+    own = voice is None and vocoder.voices is not None
+    speakers = [vocoder.embedding(recording if own else voice) for recording in recordings]
+    prompts = [continuation_prompt(task, vocabulary, units) for units in heard]
+    made = generate(lm.model, vocabulary, prompts, task.target, options)
+    frames = [
+        _timed(vocoder, units, _units(vocabulary, ids), speaker) if vocabulary.deduplicate
+        else [*units.tolist(), *_units(vocabulary, ids)]
+        for units, ids, speaker in zip(heard, made, speakers, strict=True)
+    ]  # fmt: skip
+    rows = None if vocoder.voices is None else np.array(speakers)
+    return [(wave, vocoder.rate) for wave in vocoder.synthesize(frames, merged=False, speaker=rows)]
+
+
+def _vocoder(lm: SpeechLM) -> Vocoder:
+    if lm.vocoder is None:
+        raise UserError("this SpeechLM has no vocoder: it cannot speak")
+    return lm.vocoder
+
+
+def _units(vocabulary: Vocabulary, ids: Sequence[int]) -> list[int]:
+    """Units of generated ids; where two pieces meet, a repeat may still have to be merged."""
+    units = vocabulary.decode_units(ids)
+    return merge_repeats(units)[0].tolist() if vocabulary.deduplicate else units
+
+
+def _timed(vocoder: Vocoder, heard: np.ndarray, more: list[int], speaker: np.ndarray | None) -> list[int]:
+    """One unit per frame: what was heard as it was, then what was made, its durations predicted."""
+    known = merge_repeats(heard)[1]
+    whole = merge_repeats([*heard.tolist(), *more])[0]
+    durations = vocoder.durations([whole.tolist()], speaker)[0]
+    durations[: len(known)] = known
+    return np.repeat(whole, durations).tolist()
+
+
+def _phrases(lm: SpeechLM, text: str) -> list[str]:
+    """Cut a text into what the model can say at once; half of the positions are left for the units."""
+    room, vocabulary = lm.model.config.max_position_embeddings // 2, lm.vocabulary
+    phrases = split_text(text, lm.limits.words, lambda phrase: len(prompt(TASKS["tts"], vocabulary, phrase)) <= room)
+    said = [phrase for phrase in phrases if vocabulary.write_text(phrase)]
+    if not said:
+        raise UserError(f"text {text[:40]!r}: there is nothing in it that can be said")
+    return said
