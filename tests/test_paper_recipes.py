@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import importlib.util
 import json
+import re
 from collections import defaultdict
 
 import miniature
@@ -19,6 +20,7 @@ from transformers import HubertConfig, HubertModel, OPTConfig, OPTForCausalLM
 import sparq
 from sparq.adaptation.training import MEMORY
 from sparq.attention import installed
+from sparq.cli import main
 from sparq.language.tasks import TASKS
 from sparq.making import SPEECHLM, TRAINING, Watcher
 from sparq.paper.summary import finish
@@ -60,8 +62,10 @@ def world(tmp_path_factory):
         OPTForCausalLM(OPTConfig(**SHAPE, **kind, max_position_embeddings=512)).save_pretrained(root / f"opt-{size}")
     sources = load_recipe("paper-opt-125m").corpus.sources
     paths = {f"corpus.sources.{i}.path": source.path.replace("data", str(root)) for i, source in enumerate(sources)}
-    sizes = {f"corpus.sources.{i}.{key}": size for i, source in enumerate(sources)
-             for key, size in (("limit", 6), ("held_out", 1)) if getattr(source, key)}  # fmt: skip
+    sizes = {f"corpus.sources.{i}.held_out": 1 for i, source in enumerate(sources) if source.held_out}
+    for i, source in enumerate(sources):  # what is for testing alone stays so
+        if source.limit:
+            sizes[f"corpus.sources.{i}.limit"] = 1 if source.limit == source.held_out else 6
     settings = paths | sizes | {
         "output": root / "run", "corpus.sources.3.parts": "[train-clean-100]", "corpus.processes": 1,
         "corpus.encoder.name": root / "hubert", "corpus.units.clusters": 20, "corpus.units.fit_utterances": 20,
@@ -117,6 +121,28 @@ def test_the_recipes_hold_the_papers_values(size):
     assert read.corpus.encoder.name == "facebook/hubert-base-ls960"
     assert (read.corpus.units.clusters, read.vocabulary.deduplicate, read.vocoder.preset) == (200, False, "paper")
     assert read.evaluation.recogniser.startswith("openai/whisper")
+
+
+def test_a_check_says_what_would_be_read_and_makes_nothing(world, capsys):
+    root, settings = world
+    command = [
+        "run",
+        "paper-opt-125m",
+        "--check",
+        *settings,
+        f"model.name={root / 'opt-125m'}",
+        f"output={root / 'no'}",
+    ]
+    assert main([*command, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["sources"]["libritts"] == {"train": 4, "held_out": 0}
+    assert told["sources"]["mls-test"] == {"train": 0, "held_out": 1}
+    assert len(told["models"]) == 3 * 7
+    assert main(command) == 0
+    assert re.search(r"^librilight +1 to train on +1 held out$", capsys.readouterr().out, re.MULTILINE)
+    assert not (root / "no").exists()
+    assert main(["run", "paper-opt-125m", "--check"]) == 2
+    assert capsys.readouterr().err == "sparq: data/librispeech-lm-norm.txt.gz: no such file or folder\n"
 
 
 def test_from_corpora_to_the_report(world):

@@ -149,6 +149,7 @@ def _add_runs(made: Any) -> None:
     _add_settings(_add(made, "demo", commands.demo, text), "the demo recipe")
     command = _add(made, "run", commands.run, "Run a recipe: a shipped one by name, or a YAML file")
     command.add_argument("recipe")
+    command.add_argument("--check", action="store_true", help="say what would be read and made, and make nothing")
     _add_settings(command, "the recipe")
 
 

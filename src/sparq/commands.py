@@ -62,7 +62,7 @@ def read_settings(kind: Any, defaults: dict[str, Any], given: argparse.Namespace
 
 def demo(given: argparse.Namespace) -> None:
     """Run the recipe "demo"."""
-    given.recipe = "demo"
+    given.recipe, given.check = "demo", False
     run(given)
 
 
@@ -71,6 +71,11 @@ def run(given: argparse.Namespace) -> None:
     from sparq.recipe import load_recipe
 
     recipe = load_recipe(given.recipe, given.settings)  # before what takes seconds to import
+    if given.check:
+        from sparq.corpus_commands import check
+
+        check(recipe, as_json=given.json)
+        return
 
     from sparq.making import Watcher
     from sparq.paper.summary import finish
