@@ -155,6 +155,27 @@ def test_what_is_done_stays_when_it_is_stopped(transcribe, talks, tmp_path, monk
     assert (code, out.partition(":")[0]) == (0, "out/one.txt")
 
 
+def test_a_long_recording_goes_on_where_it_was_stopped(transcribe, tiny_run, tmp_path, monkeypatch):
+    _, whole, _ = transcribe(tiny_run.audio, "--json")
+    asked = []
+    write_down = SpeechLM.write_down
+
+    def heard(self, units, options=None, *, batch):
+        asked.append(len(units))
+        if sum(asked) == 3:
+            raise KeyboardInterrupt
+        return write_down(self, units, options, batch=batch)
+
+    monkeypatch.setattr(SpeechLM, "write_down", heard)
+    assert transcribe(tiny_run.audio, "-o", "a.json")[0] == 130
+    assert [path.name for path in tmp_path.iterdir()] == [".a.json.partial"]
+    count = len(json.loads(whole)[0]["segments"])
+    assert transcribe(tiny_run.audio, "-o", "a.json")[0] == 0
+    assert sum(asked) == 3 + count - 1  # the first was kept
+    assert json.loads((tmp_path / "a.json").read_text())["segments"] == json.loads(whole)[0]["segments"]
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
 def test_a_broken_recording_does_not_stop_the_others(transcribe, talks, tmp_path):
     (talks / "deep" / "broken.wav").write_text("not audio at all")
     code, out, err = transcribe("talks", "nowhere.mp3", "-o", "out")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from sparq.commands import load_model, print_json, search_options
+from sparq.commands import load_model, model_folder, print_json, search_options
 from sparq.errors import SparqError, UserError
 
 if TYPE_CHECKING:
@@ -18,7 +19,13 @@ if TYPE_CHECKING:
 
     from sparq.language.listening import Segment
     from sparq.language.speech_lm import SpeechLM
+    from sparq.language.unfinished import Unfinished
     from sparq.progress import ListeningBar
+
+
+# Narrower models gain nothing from a second thread (by the clock 9 % in results/deploy_two_threads.json), and lose much
+# where the threads have to wait for other programs.
+_WIDE = 512
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,9 +128,28 @@ def _into_files(given: argparse.Namespace, form: str, wanted: list[tuple[_Record
     if len(waiting) < len(wanted):
         print(f"{len(wanted) - len(waiting)} there already (--overwrite makes them anew)", file=sys.stderr)
     with _bar(list(waiting), quiet=False) as bar:
-        for one, seconds, segments in _transcripts(given, list(waiting), bar, alone=len(wanted) == 1):
+        kept = _unfinished(given, waiting)
+        for one, seconds, segments in _transcripts(given, kept, bar, alone=len(wanted) == 1):
             _write(waiting[one], "".join(written(form, segments, one.name, seconds)))
+            if before := kept[one]:
+                before.forget()
             bar.say(f"{waiting[one]}: {seconds:.1f} s, {len(segments)} segments")
+
+
+def _unfinished(given: argparse.Namespace, waiting: Mapping[_Recording, Path]) -> dict[_Recording, Unfinished | None]:
+    """Find what is heard already of recordings; of standard input nothing, which is never the same again."""
+    from sparq.artifacts import fingerprint, read_manifest
+    from sparq.language.unfinished import Unfinished
+
+    settings = (search_options(given), given.detector, given.words)
+    model = read_manifest(model_folder(given), "speechlm").fingerprint if waiting else ""
+    found: dict[_Recording, Unfinished | None] = dict.fromkeys(waiting)
+    for one, target in waiting.items():
+        if isinstance(one.source, Path) and one.source.is_file():
+            state = one.source.stat()
+            file = (str(one.source.resolve()), state.st_size, state.st_mtime_ns)
+            found[one] = Unfinished(target, fingerprint([file, model, settings]))
+    return found
 
 
 def _write(path: Path, text: str) -> None:
@@ -150,7 +176,7 @@ def _onto_standard_output(given: argparse.Namespace, form: str, found: list[_Rec
     entries = []
     try:
         with _bar(found, quiet=sys.stdout.isatty()) as bar:
-            for one, seconds, segments in _transcripts(given, found, bar, alone=len(found) == 1):
+            for one, seconds, segments in _transcripts(given, dict.fromkeys(found), bar, alone=len(found) == 1):
                 entries.append(entry(segments, one.name, seconds))
                 if form == "text":
                     print(f"{one.name}\t{entries[-1]['text']}", flush=True)
@@ -160,9 +186,13 @@ def _onto_standard_output(given: argparse.Namespace, form: str, found: list[_Rec
 
 
 def _model(given: argparse.Namespace) -> SpeechLM:
+    import torch
+
     from sparq.speech.activity import load_detector
 
     lm = load_model(given)
+    if lm.model.config.hidden_size < _WIDE and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)
     lm.detector = load_detector(given.detector)
     return lm
 
@@ -174,47 +204,67 @@ def _bar(found: list[_Recording], *, quiet: bool) -> ListeningBar:
 
 
 def _transcripts(
-    given: argparse.Namespace, found: list[_Recording], bar: ListeningBar, *, alone: bool
+    given: argparse.Namespace, found: Mapping[_Recording, Unfinished | None], bar: ListeningBar, *, alone: bool
 ) -> Iterator[tuple[_Recording, float, list[Segment]]]:
     """Give each recording with its seconds and segments; what cannot be read is told and left out.
+
+    Segments are kept in what is unfinished as they come, and those that are there already are not heard again.
 
     Raises:
         UserError: the recording that was asked for alone cannot be read.
         SparqError: at the end, if one of several could not be read.
     """
     from sparq.language.listening import listen
-    from sparq.speech.audio import RATE, load_audio
 
     opened: list[tuple[_Recording, float]] = []
-    broken = []
-
-    def waveforms() -> Iterator[np.ndarray]:
-        for one in found:
-            try:
-                waveform = load_audio(one.source)
-            except UserError as error:
-                if alone:
-                    raise
-                broken.append(one)
-                bar.say(f"sparq: {error}", error=True)
-                continue
-            opened.append((one, len(waveform) / RATE))
-            yield waveform
-
     if not found:
         return
-    heard = listen(_model(given), waveforms(), search_options(given), batch=given.batch, words=given.words)
+
+    def until(index: int) -> float:
+        kept = found[opened[index][0]]
+        return kept.until if kept else 0.0
+
+    options = search_options(given)
+    heard = listen(
+        _model(given),
+        _waveforms(found, opened, bar, alone=alone),
+        options,
+        batch=given.batch,
+        words=given.words,
+        heard=until,
+    )
     segments: list[Segment] = []
-    before = 0.0
+    done = 0.0
     for index, segment in heard:
         one, seconds = opened[index]
+        kept = found[one]
         if segment is not None:
             segments.append(segment)
-            bar.move(index, before + segment.end)
+            if kept:
+                kept.add(segment)
+            bar.move(index, done + segment.end)
             continue
-        before += seconds
-        bar.move(index + 1, before)
-        yield one, seconds, segments
+        done += seconds
+        bar.move(index + 1, done)
+        yield one, seconds, kept.segments if kept else segments
         segments = []
-    if broken:
-        raise SparqError(f"{len(broken)} of {len(found)} recordings could not be read (told above)")
+    if len(opened) < len(found):
+        raise SparqError(f"{len(found) - len(opened)} of {len(found)} recordings could not be read (told above)")
+
+
+def _waveforms(
+    found: Iterable[_Recording], opened: list[tuple[_Recording, float]], bar: ListeningBar, *, alone: bool
+) -> Iterator[np.ndarray]:
+    """Read recordings one after another; those that can be read are put down in ``opened``, with their seconds."""
+    from sparq.speech.audio import RATE, load_audio
+
+    for one in found:
+        try:
+            waveform = load_audio(one.source)
+        except UserError as error:
+            if alone:
+                raise
+            bar.say(f"sparq: {error}", error=True)
+            continue
+        opened.append((one, len(waveform) / RATE))
+        yield waveform

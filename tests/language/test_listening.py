@@ -110,3 +110,12 @@ def test_confidence_is_the_mean_probability_of_the_pieces(make_tiny, vocabulary)
     assert confidences(model, vocabulary, units, texts) == pytest.approx(expected, rel=1e-6)
     few = make_tiny("opt", vocabulary, positions=12)
     assert confidences(few, vocabulary, [np.arange(40) % 6], ["one"]) == [0.0]
+
+
+def test_what_was_heard_before_a_stop_is_not_heard_again():
+    waves = [recording(20, 30, 40), recording(50)]
+    whole = list(listen(Parrot(), waves))
+    lm = Parrot()
+    rest = list(listen(lm, waves, heard=lambda index: (whole[1][1].end, 0.0)[index]))
+    assert rest == whole[2:]
+    assert sum(count for count, _, _ in lm.asked) == 2

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -66,6 +66,7 @@ def listen(
     *,
     batch: int = BATCH,
     words: bool = False,
+    heard: Callable[[int], float] = lambda _: 0.0,
 ) -> Iterator[tuple[int, Segment | None]]:
     """Write down recordings one after another, batched across them.
 
@@ -75,12 +76,13 @@ def listen(
         options: how pieces are chosen; None for the beam of `SpeechLM.write_down`.
         batch: segments written down at once; what comes out does not depend on it.
         words: whether segments tell when each word was said.
+        heard: asked for each recording that has come: how many of its seconds need not be heard again.
 
     Yields:
         The number of a recording and its next segment, in order; None in place of it when that recording is over.
         Segments in which nothing was understood are left out.
     """
-    pieces = _pieces(lm, recordings)
+    pieces = _pieces(lm, recordings, heard)
     taken = 1
     while found := list(itertools.islice(pieces, taken)):
         units = [one.units for one in found if one.units.size]
@@ -103,13 +105,16 @@ def _words(lm: SpeechLM, piece: _Piece, text: str) -> tuple[Word, ...]:
     return tuple(Word(one.text, piece.start + one.start, piece.start + one.end) for one in found)
 
 
-def _pieces(lm: SpeechLM, recordings: Iterable[np.ndarray]) -> Iterator[_Piece]:
+def _pieces(lm: SpeechLM, recordings: Iterable[np.ndarray], heard: Callable[[int], float]) -> Iterator[_Piece]:
     """Give what is to be written down, and behind each recording a piece without units."""
     # A frame gives at most one piece; half of the positions are left for the text.
     encoder, positions = lm.extractor.encoder, lm.model.config.max_position_embeddings
     longest = min(lm.limits.seconds, positions // 2 * encoder.hop / encoder.rate)
     for index, waveform in enumerate(recordings):
+        after = heard(index)
         for span in spoken_spans(waveform, lm.detector, longest):
+            if span.start / RATE < after:
+                continue
             (units,) = lm.extractor.extract([waveform[span.start : span.stop]])
             if units.size:
                 yield _Piece(index, span.start / RATE, span.stop / RATE, units)
