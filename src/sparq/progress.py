@@ -120,7 +120,7 @@ class ListeningBar:
             redirect_stderr=False,
         )
         self._task = self._bar.add_task("", total=seconds or None, files=f"0 of {files}", speed="")
-        self._begun = time.monotonic()
+        self._first: tuple[float, float] | None = None  # seconds of sound, and the time at which they were done
 
     def __enter__(self) -> Self:
         if self._shown:
@@ -135,10 +135,11 @@ class ListeningBar:
 
     def move(self, files: int, seconds: float) -> None:
         """Say how many files are done, and how many seconds of sound."""
-        speed = seconds / max(time.monotonic() - self._begun, 1e-3)
-        self._bar.update(
-            self._task, completed=seconds, files=f"{files} of {self._files}", speed=f"{speed:.1f} × real time"
-        )
+        now = time.monotonic()
+        # Loading the model comes before the first of them, and is no measure of what is to come.
+        before, begun = self._first = self._first or (seconds, now)
+        speed = f"{(seconds - before) / (now - begun):.1f} × real time" if seconds > before else ""
+        self._bar.update(self._task, completed=seconds, files=f"{files} of {self._files}", speed=speed)
 
     def say(self, line: str, *, error: bool = False) -> None:
         """Print a line without spoiling the bar."""

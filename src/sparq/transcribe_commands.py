@@ -133,7 +133,7 @@ def _into_files(given: argparse.Namespace, form: str, wanted: list[tuple[_Record
             _write(waiting[one], "".join(written(form, segments, one.name, seconds)))
             if before := kept[one]:
                 before.forget()
-            bar.say(f"{waiting[one]}: {seconds:.1f} s, {len(segments)} segments")
+            bar.say(f"{waiting[one]}: {seconds:.1f} s, {len(segments)} segment{'s' * (len(segments) != 1)}")
 
 
 def _unfinished(given: argparse.Namespace, waiting: Mapping[_Recording, Path]) -> dict[_Recording, Unfinished | None]:
