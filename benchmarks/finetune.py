@@ -1,6 +1,8 @@
 """Fine-tune the model that ships on parts of two corpora, by each method, and keep what that changed on a test part.
 
     python benchmarks/finetune.py data/kathleen data/an4 --runs runs/finetune --output results/finetune.json
+    python benchmarks/finetune.py data/kathleen --voice piper-joe --learnt 150 --tested 60 --runs runs/finetune \
+        --output results/finetune.json
 
 Of a corpus without speakers the first recordings are learnt from and the last ones are the test; of one with speakers
 every fifth speaker is the test, and the others are learnt from. What is held out for early stopping is another part
@@ -29,13 +31,15 @@ from sparq.finetuning.scores import score
 from sparq.language.speech_lm import SpeechLM
 from sparq.making import Watcher
 from sparq.progress import Terminal
-from sparq.speech.audio import load_audio
+from sparq.speech.audio import load_audio, save_audio
+from sparq.speech.voices import load_voice
 
 EVERY = 5  # speaker is one of the test
 WHAT = (
     "The base model itself learnt from about half of the first 1,000 Kathleen recordings and half of AN4; only the "
     "test of Kathleen is wholly new to it. The test of AN4 has other speakers, whose sentences are partly the same. "
-    "No test recording is in what was fine-tuned on or stopped by."
+    "kathleen-piper-joe is the same prompts read by a synthetic man, whom the base model never heard. No test "
+    "recording is in what was fine-tuned on or stopped by."
 )
 
 
@@ -50,6 +54,18 @@ def parted(recordings: list[Recording], learnt: int, tested: int) -> tuple[list[
     return random.Random(0).sample(learn, learnt), random.Random(0).sample(test, min(tested, len(test)))
 
 
+def voiced(recordings: list[Recording], voice: str, folder: Path) -> list[Recording]:
+    """Let a voice read the transcripts; what it has read before is kept."""
+    speaker, spoken = load_voice(voice), []
+    folder.mkdir(parents=True, exist_ok=True)
+    for seed, one in enumerate(recordings):
+        audio = folder / f"{one.id}.wav"
+        if not audio.is_file():
+            save_audio(audio, speaker.speak(one.text, 1.0, seed).waveform)
+        spoken.append(dataclasses.replace(one, audio=audio))
+    return spoken
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("corpora", nargs="+", type=Path)
@@ -58,6 +74,7 @@ def main() -> None:
     parser.add_argument("--tested", type=int, default=132, help="recordings, at most")
     parser.add_argument("--beam", type=int, default=8)
     parser.add_argument("--set", dest="settings", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--voice", help="reads the transcripts in the place of who is recorded")
     parser.add_argument("--runs", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
     given = parser.parse_args()
@@ -69,19 +86,23 @@ def main() -> None:
 
     for path in given.corpora:
         learn, test = parted(list(read_corpus(path)), given.learnt, given.tested)
-        folder = given.runs / path.name
+        name = f"{path.name}-{given.voice}" if given.voice else path.name
+        folder = given.runs / name
+        if given.voice:
+            spoken = voiced([*learn, *test], given.voice, folder / "wavs")
+            learn, test = spoken[: len(learn)], spoken[len(learn) :]
         folder.mkdir(parents=True, exist_ok=True)
         rows = [
             {"id": one.id, "audio": str(one.audio.resolve()), "text": one.text, "speaker": one.speaker} for one in learn
         ]
-        listed = folder / f"{path.name}.jsonl"
+        listed = folder / f"{name}.jsonl"
         write_text(listed, "".join(json.dumps(row) + "\n" for row in rows))
         recordings = look_at(listed)
         lm = SpeechLM.load(base)
         units = lm.extractor.extract([load_audio(one.audio) for one in test])
         tested = [Utterance(one.text, raw) for one, raw in zip(test, units, strict=True)]
         general = general_text((one.text for one in learn), ()).held_out
-        found = kept["corpora"].setdefault(path.name, {"minutes": round(recordings.minutes, 1), "tested": len(test)})
+        found = kept["corpora"].setdefault(name, {"minutes": round(recordings.minutes, 1), "tested": len(test)})
 
         def measured(folder: Path, tested: list[Utterance] = tested, general: tuple[Utterance, ...] = general) -> dict:
             scores = score(SpeechLM.load(folder), tested, general, given.beam)
@@ -91,17 +112,17 @@ def main() -> None:
             found["before"] = measured(base)
             keep()
         for method in given.methods:
-            name = "-".join([method, *given.settings])
-            if name in found:
+            made = "-".join([method, *given.settings])
+            if made in found:
                 continue
             begun = time.process_time()
             with Terminal() as terminal:
                 watcher = Watcher(terminal.stage, terminal.training, terminal.note)
                 config = adaptation_config(method, recordings.seconds, given.settings)
-                output = folder / name.replace("=", "-")
+                output = folder / made.replace("=", "-")
                 outcome = FineTuning(listed, recordings, base, config, output, beam=given.beam, watcher=watcher).run()
             print(table(outcome), flush=True)
-            found[name] = {
+            found[made] = {
                 "test": measured(output),
                 "held_out": [dataclasses.asdict(one) for one in (outcome.before, outcome.after)],
                 "settings": dict(outcome.settings),
@@ -110,7 +131,7 @@ def main() -> None:
                 "training_minutes": round(outcome.training_minutes, 2),
                 "cpu_minutes_in_all": round((time.process_time() - begun) / 60, 2),
             }
-            print(path.name, name, found["before"], found[name]["test"], flush=True)
+            print(name, made, found["before"], found[made]["test"], flush=True)
             keep()
 
 
