@@ -39,7 +39,7 @@ def adaptation_config(method: str, seconds: float, settings: Sequence[str] = ())
         "steps": steps,
         "batch_bins": bins,
         "save_every": max(SHORTEST_INTERVAL, round(steps / EVALUATIONS)),
-        "early_stopping": {"patience": 4},
+        "early_stopping": {"patience": 6},
         "task_weights": dict(TASK_WEIGHTS),
         "schedule": "linear",
         **_by_method(method),
