@@ -24,7 +24,7 @@ from sparq.corpus import shard
 from sparq.corpus.build import build_corpus, corpus_stage
 from sparq.corpus.codebook import load_codebook, load_extractor
 from sparq.corpus.corpus import Corpus
-from sparq.corpus.plan import plan_corpus
+from sparq.corpus.plan import Item, plan_corpus
 from sparq.corpus.shard import SCHEMA, build_shard
 from sparq.errors import UserError
 from sparq.language.tasks import TASKS
@@ -361,3 +361,20 @@ def test_speech_alone_text_alone_and_pairs_in_one_corpus(config, corpus, tmp_pat
         build_corpus(alone, tmp_path / "alone", quiet=True)
     ready = build_corpus(dataclasses.replace(alone, units=units), tmp_path / "alone", quiet=True)
     assert ready.statistics["text_only"] == ready.statistics["utterances"] == 2
+
+
+def test_parts_of_one_file_that_stand_together_are_told_apart(corpus, tmp_path):
+    """What has the same speech is made once; without a text, it is the place in the file that tells."""
+    file = tmp_path / "long.flac"
+    miniature.sound(file, 4.0)
+    parts = [(0.0, 1.5), (1.5, 1.5), (1.5, 1.5), (3.0, None)]
+    items = [
+        Item(f"s/{i}", "s", "train", None, None, audio=file, start=start, seconds=seconds)
+        for i, (start, seconds) in enumerate(parts)
+    ]
+    made = [row["units"] for row in build_shard(items, corpus.codebook).to_pylist()]
+    whole = load_audio(file)
+    cut = [whole[:24000], whole[24000:48000], whole[24000:48000], whole[48000:]]
+    for units, expected in zip(made, load_extractor(corpus.codebook).extract(cut), strict=True):
+        np.testing.assert_array_equal(units, expected)
+    assert made[0] != made[1]

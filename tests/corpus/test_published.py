@@ -151,7 +151,9 @@ def test_a_recipe_of_lhotse_runs_once_and_says_in_one_line_what_it_cannot_do(tmp
     with pytest.raises(UserError, match=r"Lhotse's recipe timit cannot read it .\w+") as caught:
         prepared(root, "timit")
     assert "\n" not in str(caught.value)
-    assert not list((tmp_path / "cache" / "lhotse").glob("*timit*"))
+    with pytest.raises(UserError, match=r"corpus: Lhotse's recipe mls found nothing in it"):
+        prepared(root, "mls")
+    assert [folder.name.partition("-")[0] for folder in (tmp_path / "cache" / "lhotse").iterdir()] == ["ljspeech"]
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"lhotse:aishell: needs Lhotse; run: pip install 'sparq.corpora.'"):
         prepared(root, "aishell")

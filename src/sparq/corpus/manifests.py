@@ -65,6 +65,8 @@ def prepared(path: Path, recipe: str, parts: Sequence[str] = ()) -> Path:
         except Exception as error:  # whatever somebody else's recipe stumbles over
             told = " ".join(f"{type(error).__name__}: {error}".split())
             raise UserError(f"{path}: Lhotse's recipe {recipe} cannot read it ({told})") from error
+        if not any(made.glob("*.jsonl*")):
+            raise UserError(f"{path}: Lhotse's recipe {recipe} found nothing in it")
     return folder
 
 
