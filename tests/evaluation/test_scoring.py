@@ -131,6 +131,9 @@ def test_tasks_without_anything_to_measure_on_have_no_score(lm):
     assert (alone.asr, alone.tts, alone.transcripts, alone.heard, judge.given) == (None, None, [], [], [])
     assert set(alone.accuracy) == {"textlm", "speechlm"}
     assert set(alone.outliers) == {"text", "speech"}
+    assert alone.outliers == outliers_by_modality(lm.model, lm.vocabulary, [text, speech])
+    with pytest.raises(UserError, match="not one held-out utterance"):
+        outliers_by_modality(lm.model, lm.vocabulary, [dataclasses.replace(text, tasks=())])
     one = perplexity(lm.model, task_examples(lm.vocabulary, [text], "textlm"))
     assert alone.scores.text_perplexity == one.perplexity
     # Each task takes as many as there may be of those that serve it, whatever stands before them.

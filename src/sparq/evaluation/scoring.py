@@ -148,12 +148,16 @@ def sinks_by_modality(
 
 
 def modalities(vocabulary: Vocabulary, utterances: Sequence[Utterance]) -> dict[str, list[Example]]:
-    """Write utterances as text, as speech, and as speech with its text.
+    """Write utterances as text, as speech, and as speech with its text, without kinds that there are none of.
 
     Raises:
-        UserError: there is no utterance with speech, or none with text.
+        UserError: there is none of any kind.
     """
-    return {kind: task_examples(vocabulary, utterances, task) for kind, task in MODALITIES.items()}
+    made = {kind: _task_examples(vocabulary, utterances, task) for kind, task in MODALITIES.items()}
+    found = {kind: examples for kind, examples in made.items() if examples}
+    if not found:
+        raise UserError("evaluation: there is not one held-out utterance")
+    return found
 
 
 def live_measure(

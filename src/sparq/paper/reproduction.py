@@ -13,6 +13,7 @@ import numpy as np
 from sparq.artifacts import provenance, write_text
 from sparq.errors import UserError
 from sparq.language.speech_lm import SpeechLM
+from sparq.language.tasks import TASKS
 from sparq.making import SPEECHLM, Watcher
 from sparq.paper.adapter_share import table_11
 from sparq.paper.comparison import Value, as_data, compare
@@ -139,7 +140,7 @@ def _heads(table: str, order: Order) -> dict[str, Any]:
     adapt(order.scale, cells, 1, order.overrides, order.do)
     run = open_run(order.scale, cells[0], 0, order.overrides, order.watcher)
     models = {cell.sink: SpeechLM.load(run.folder / run.name(cell.sink) / SPEECHLM) for cell in cells}
-    sample = run.corpus.utterances("held_out")[0]
+    sample = next(u for u in run.corpus.utterances("held_out") if u.serves(TASKS["asr"]))
     for kind in PICTURES:
         maps = draw_heatmaps(models, sample, run.folder / f"{table}{kind}")
     rows = [
