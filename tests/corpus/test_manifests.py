@@ -55,7 +55,7 @@ def test_supervisions(folder):
     ]
     assert list(read_corpus(folder)) == expected
     assert list(read_corpus(folder / "x_supervisions_dev.jsonl")) == expected
-    assert list(read_corpus(folder, "lhotse", ["dev"])) == expected
+    assert list(read_corpus(folder, "lhotse", ["dev"])) == list(read_corpus(folder, parts=["dev"])) == expected
     with pytest.raises(UserError, match=r"there is no part 'deb' in it .did you mean dev"):
         list(read_corpus(folder, "lhotse", ["deb"]))
 

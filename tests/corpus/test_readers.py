@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import json
 
 import pytest
@@ -75,6 +76,13 @@ def test_jsonl(tmp_path):
         Recording("x", None, "voiced", "joe"),
         Recording("set-3", None, "named by line"),
     ]
+
+
+def test_lists_may_be_gzipped(tmp_path):
+    for name, line in (("a.jsonl", '{"text": "One."}'), ("a.tsv", "a-1\tOne."), ("a.txt", "One.")):
+        path = tmp_path / f"{name}.gz"
+        path.write_bytes(gzip.compress(line.encode()))
+        assert list(read_corpus(path)) == [Recording("a-1", None, "One.")]
 
 
 def test_text_to_be_voiced(tmp_path):

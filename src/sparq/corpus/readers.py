@@ -72,6 +72,8 @@ def read_corpus(
     path = Path(path)
     if layout is not None and layout.startswith("lhotse:"):
         path, layout = prepared(path, layout.removeprefix("lhotse:"), parts), "lhotse"
+    if layout is None and _holds_manifests(path):
+        layout = "lhotse"
     places = _places(path, layout, parts)
     layout = layout or find_layout(places[0])
     if layout == "sidecars" and not text:
@@ -107,9 +109,10 @@ def find_layout(path: Path) -> str:
         UserError: no such path, or no known layout.
     """
     if path.is_file():
-        if path.name.removesuffix(".gz").endswith(".jsonl") and ("cuts" in path.name or "supervisions" in path.name):
+        name = Path(path.name.removesuffix(".gz"))
+        if name.suffix == ".jsonl" and ("cuts" in name.stem or "supervisions" in name.stem):
             return "lhotse"
-        return _FILES.get(path.suffix.lower(), "text")
+        return _FILES.get(name.suffix.lower(), "text")
     if not path.is_dir():
         raise UserError(f"{path}: no such file or folder")
     known = {
@@ -118,9 +121,13 @@ def find_layout(path: Path) -> str:
         "an4": any((path / "etc").glob("*.fileids")),
         "vctk": (path / "txt").is_dir() and any(path.glob("wav48*")),
         "mls": any(path.glob("transcripts.txt")) or any(path.glob("*/transcripts.txt")),
-        "lhotse": any(path.glob("*supervisions*.jsonl*")) or any(path.glob("*cuts*.jsonl*")),
+        "lhotse": _holds_manifests(path),
     }
     return next((name for name, is_it in known.items() if is_it), None) or _marked(path)
+
+
+def _holds_manifests(path: Path) -> bool:
+    return any(path.glob("*supervisions*.jsonl*")) or any(path.glob("*cuts*.jsonl*"))
 
 
 def _marked(path: Path) -> str:
