@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparq.config import AugmentationConfig, CorpusConfig, SourceConfig
-from sparq.corpus.plan import LONGEST_PHRASE, plan_corpus
+from sparq.corpus.plan import plan_corpus
+from sparq.corpus.sentences import LONGEST_PHRASE
 from sparq.errors import UserError
 from sparq.language.writing import normalise_text
 from sparq.speech.voices import members

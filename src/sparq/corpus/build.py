@@ -22,7 +22,8 @@ from sparq.config import CorpusConfig
 from sparq.corpus.codebook import fit_on_plan, load_codebook
 from sparq.corpus.corpus import CODEBOOK, SHARDS, STATISTICS, Corpus, shard_paths
 from sparq.corpus.parts import Measured, Part, make_parts
-from sparq.corpus.plan import Plan, plan_corpus, source_names
+from sparq.corpus.plan import Plan, plan_corpus
+from sparq.corpus.sentences import source_names
 from sparq.corpus.shard import SKIPPED, build_shard
 from sparq.corpus.workers import Workers
 from sparq.errors import UserError

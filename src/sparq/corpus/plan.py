@@ -9,27 +9,21 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import random
-from collections import Counter, deque
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 from sparq.artifacts import fingerprint
-from sparq.assets import resolve
 from sparq.config import AugmentationConfig, CorpusConfig, SourceConfig
-from sparq.corpus.readers import read_corpus
 from sparq.corpus.recording import Recording
+from sparq.corpus.sentences import chance_of, choose, cut_phrases, read_sentences, sentence_key, source_names
 from sparq.errors import UserError
-from sparq.language.writing import normalise_text
 from sparq.speech.augmentation import Disturbance, draw_disturbance
 from sparq.speech.voices import members
 
-LONGEST_PHRASE = 5  # words
 LARGEST_SHARD, SMALLEST_SHARD = 128, 8  # utterances
 FEWEST_SHARDS = 32  # as far as the smallest shard allows
-_PUNCTUATION = " ,;:-—–\"'“”‘()[]"
-_TRIES = 20  # to cut a phrase that may be used out of a sentence
 
 Split = Literal["train", "held_out"]
 
@@ -123,29 +117,29 @@ def plan_corpus(config: CorpusConfig) -> Plan:
         if uses > 1:
             raise UserError(f"sources: two are called {name!r} (give one of them another name)")
     left_out: Counter[str] = Counter()
-    read = [_read(config, source, name, left_out) for source, name in zip(config.sources, names, strict=True)]
+    read = [read_sentences(config, source, name, left_out) for source, name in zip(config.sources, names, strict=True)]
     choices = [
-        _choose(s, sentences, _random(config, n))
+        choose(s, sentences, chance_of(config, n))
         for s, n, sentences in zip(config.sources, names, read, strict=True)
     ]  # fmt: skip
     held_phrases = [
-        _cut_phrases(chosen, len(chosen) if source.phrases else 0, _random(config, f"{name}/held-out phrases"), set())
+        cut_phrases(chosen, len(chosen) if source.phrases else 0, chance_of(config, f"{name}/held-out phrases"), set())
         for source, name, (chosen, _) in zip(config.sources, names, choices, strict=True)
     ]
     kept = [
         *(sentence for chosen, _ in choices for sentence in chosen),
         *(p for phrases in held_phrases for p in phrases),
     ]
-    forbidden = {_key(sentence) for sentence in kept}
+    forbidden = {sentence_key(sentence) for sentence in kept}
 
     groups: list[list[tuple[Item, ...]]] = []
     for source, name, (chosen, others), phrases in zip(config.sources, names, choices, held_phrases, strict=True):
-        free = [sentence for sentence in others if _key(sentence) not in forbidden]
+        free = [sentence for sentence in others if sentence_key(sentence) not in forbidden]
         left_out["held out"] += len(others) - len(free)
         room = len(free) if source.limit is None else source.limit - len(chosen)
         left_out["limit"] += max(0, len(free) - room)
         training = free[:room]
-        cut = _cut_phrases(training, source.phrases, _random(config, f"{name}/phrases"), forbidden)
+        cut = cut_phrases(training, source.phrases, chance_of(config, f"{name}/phrases"), forbidden)
         groups += [
             _training(config, source, name, training, source.keep_audio),
             _training(config, source, f"{name}/phrases", cut),
@@ -158,106 +152,6 @@ def plan_corpus(config: CorpusConfig) -> Plan:
     if not used:
         raise UserError(f"{config.sources[0].path}: there is nothing in it that could be used")
     return Plan(tuple(used), {reason: count for reason, count in left_out.items() if count})
-
-
-def source_names(source: SourceConfig) -> tuple[str, ...]:
-    """Give the name of a source in the corpus, and those of its phrases and of what is disturbed."""
-    name = source.name or resolve(source.path).stem
-    return name, f"{name}/phrases", f"{name}/disturbed"
-
-
-def _key(recording: Recording) -> str:
-    """What makes two recordings the same sentence: letters, digits and apostrophes; nothing where no text is known."""
-    return f"/{recording.id}" if recording.text is None else normalise_text(recording.text, "letters")
-
-
-def _random(config: CorpusConfig, name: str) -> random.Random:
-    return random.Random(f"{config.seed}/{name}")
-
-
-def _read(config: CorpusConfig, source: SourceConfig, name: str, left_out: Counter[str]) -> list[Recording]:
-    """Read a source, without texts that a vocabulary could not write."""
-    speech, text = source.kind in ("audio", "audio-only"), source.kind != "audio-only"
-    found: Iterable[Recording] = read_corpus(resolve(source.path), source.layout, source.parts, audio=speech, text=text)
-    if source.limit is not None and source.kind in ("audio-only", "text-only"):
-        # These may be tens of millions of lines; no more than the limit is kept in memory, and looked at any closer.
-        found, passed = _at_most(source.limit, found, source.held_out_from, _random(config, f"{name}/read"))
-        left_out["limit"] += passed
-    sentences = []
-    for recording in found:
-        if speech and recording.audio is None:
-            raise UserError(f"{source.path}: {recording.id} has no audio (for text, the kind is text or text-only)")
-        if _writable(recording):
-            sentences.append(recording)
-        else:
-            left_out["no words, or characters that stand for units"] += 1
-    if source.held_out > len({_key(sentence) for sentence in sentences}):
-        raise UserError(
-            f"source {name}: held_out: {source.held_out} (expected at most its number of different sentences)"
-        )
-    return sentences
-
-
-def _writable(recording: Recording) -> bool:
-    try:
-        return bool(_key(recording))
-    except UserError:
-        return False
-
-
-def _at_most(count: int, found: Iterable[Recording], where: str, chance: random.Random) -> tuple[list[Recording], int]:
-    """Keep ``count`` of all, the last or any of them with the same chance, and say how many were passed over."""
-    total = 0
-    kept: list[Recording] = []
-    last: deque[Recording] = deque(maxlen=count)
-    for total, recording in enumerate(found, start=1):
-        if where == "end":
-            last.append(recording)
-        elif total <= count:
-            kept.append(recording)
-        elif (place := chance.randrange(total)) < count:  # reservoir sampling
-            kept[place] = recording
-    return kept or list(last), max(0, total - count)
-
-
-def _choose(
-    source: SourceConfig, sentences: Sequence[Recording], chance: random.Random
-) -> tuple[list[Recording], list[Recording]]:
-    """Part sentences into those held out, all different, and the others in random order."""
-    order = list(sentences)
-    if source.held_out_from == "anywhere":
-        chance.shuffle(order)
-    held: dict[str, Recording] = {}
-    others = []
-    for sentence in reversed(order):
-        if len(held) < source.held_out and _key(sentence) not in held:
-            held[_key(sentence)] = sentence
-        else:
-            others.append(sentence)
-    chance.shuffle(others)
-    return list(held.values()), others
-
-
-def _cut_phrases(
-    sentences: Sequence[Recording], count: int, chance: random.Random, forbidden: set[str]
-) -> list[Recording]:
-    """Cut phrases of one to five words out of sentences, going round until there are ``count``."""
-    if not sentences:
-        return []
-    phrases = []
-    for i in range(count):
-        sentence = sentences[i % len(sentences)]
-        assert sentence.text is not None  # only sources of text have phrases
-        words = sentence.text.split()
-        for _ in range(_TRIES):
-            length = chance.randint(1, min(LONGEST_PHRASE, len(words)))
-            start = chance.randint(0, len(words) - length)
-            text = " ".join(words[start : start + length]).strip(_PUNCTUATION)
-            phrase = Recording(f"{sentence.id}-{i // len(sentences)}", None, text)
-            if _key(phrase) and _key(phrase) not in forbidden:
-                phrases.append(phrase)
-                break
-    return phrases
 
 
 def _training(
@@ -312,14 +206,14 @@ def _item(
         start, seconds, channel = sentence.start, sentence.seconds, sentence.channel
         return dataclasses.replace(item, audio=sentence.audio, start=start, seconds=seconds, channel=channel)
     seed = int.from_bytes(hashlib.sha256(f"{config.seed}/{item.id}".encode()).digest()[:4], "little")
-    speed = _random(config, f"{item.id}/speed").choice(source.speeds)
-    chance = _random(config, f"{item.id}/voice")
+    speed = chance_of(config, f"{item.id}/speed").choice(source.speeds)
+    chance = chance_of(config, f"{item.id}/voice")
     voice = chance.choice(members(chance.choice(source.voices)))
     return dataclasses.replace(item, speaker=voice, voice=voice, speed=speed, seed=seed)
 
 
 def _disturbed(config: CorpusConfig, how: AugmentationConfig, item: Item) -> Item:
-    chance = _random(config, f"{item.id}/disturbance")
+    chance = chance_of(config, f"{item.id}/disturbance")
     return dataclasses.replace(item, disturbance=draw_disturbance(how, chance))
 
 
