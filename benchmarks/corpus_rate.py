@@ -52,7 +52,7 @@ def built(text: Path, sentences: int, **settings: Any) -> dict[str, Any]:
     """Build a corpus and say at which rate; starting the processes counts, which a large corpus does not notice."""
     source = SourceConfig(kind="text", path=str(text), limit=sentences, **settings)
     config = CorpusConfig(
-        sources=(source,), encoder=EncoderConfig(layer=5), units=UnitsConfig(name="codebook"), processes=2
+        sources=(source,), encoder=EncoderConfig(layers=(5,)), units=UnitsConfig(name="codebook"), processes=2
     )  # fmt: skip
     begun, used = time.monotonic(), processor_seconds()
     with tempfile.TemporaryDirectory() as folder:

@@ -23,7 +23,10 @@ def corpus(given: argparse.Namespace) -> None:
     defaults: dict[str, Any] = {"sources": sources, "processes": given.processes}
     if given.codebook:
         book = load_codebook(given.codebook)
-        defaults |= {"units": {"name": given.codebook}, "encoder": {"name": book.encoder_name, "layer": book.layer}}
+        defaults |= {
+            "units": {"name": given.codebook},
+            "encoder": {"name": book.encoder_name, "layers": list(book.layers)},
+        }
     made = build_corpus(read_settings(CorpusConfig, defaults, given), Path(given.output), quiet=given.json)
     if given.json:
         print_json(made.statistics)

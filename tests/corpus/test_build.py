@@ -31,6 +31,7 @@ from sparq.language.tasks import TASKS
 from sparq.schema import dump
 from sparq.speech.audio import load_audio, save_audio
 from sparq.speech.augmentation import disturb
+from sparq.speech.phones import PAUSE, pronounce
 from sparq.speech.voices import load_voice
 from sparq.stages import run_stage
 
@@ -280,7 +281,7 @@ def test_parts_that_were_not_made_for_each_other(config, corpus, tmp_path):
     ready = UnitsConfig(name=str(corpus.folder / "codebook"))
     with pytest.raises(ArtifactMismatchError):
         build_corpus(
-            dataclasses.replace(config, units=ready, encoder=EncoderConfig(layer=1)), tmp_path / "c", quiet=True
+            dataclasses.replace(config, units=ready, encoder=EncoderConfig(layers=(1,))), tmp_path / "c", quiet=True
         )
     assert not (tmp_path / "c").exists()
     other = dataclasses.replace(corpus.codebook, centroids=corpus.codebook.centroids + 1)
@@ -378,3 +379,26 @@ def test_parts_of_one_file_that_stand_together_are_told_apart(corpus, tmp_path):
     for units, expected in zip(made, load_extractor(corpus.codebook).extract(cut), strict=True):
         np.testing.assert_array_equal(units, expected)
     assert made[0] != made[1]
+
+
+def test_phonetic_units_from_a_voice_that_times_its_phones(config, corpus, tmp_path):
+    """There are about as many of them as phones; and none without such a voice."""
+    phonetic = dataclasses.replace(
+        config,
+        encoder=EncoderConfig(layers=(3, 5)),
+        units=UnitsConfig(kind="phonetic", clusters=20, fit_utterances=20),
+    )
+    built = build_corpus(phonetic, tmp_path / "corpus", quiet=True)
+    classifier = built.codebook.classifier
+    assert classifier is not None
+    assert {"n", "i", "|"} <= set(classifier.phones)
+
+    made = built.utterances("train", ["small"])
+    phones = sum(phone != PAUSE for one in made for phone in pronounce(one.text))
+    assert 0.6 < sum(1 + np.count_nonzero(np.diff(one.units)) for one in made) / phones < 1.4
+    (tmp_path / "read" / "wavs").mkdir(parents=True)
+    save_audio(tmp_path / "read" / "wavs" / "said.wav", load_voice("hibari").speak(SENTENCES[0]).waveform)
+    (tmp_path / "read" / "metadata.csv").write_text(f"said|{SENTENCES[0]}\n")
+    recordings = dataclasses.replace(phonetic, sources=(SourceConfig(kind="audio", path=str(tmp_path / "read")),))
+    with pytest.raises(UserError, match="0 frames with known phones"):
+        build_corpus(recordings, tmp_path / "none", quiet=True)

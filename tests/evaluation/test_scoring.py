@@ -65,7 +65,7 @@ def lm():
     shape = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
     ids = {"vocab_size": vocabulary.size, "pad_token_id": vocabulary.pad_id, "eos_token_id": vocabulary.end_id}
     config = LlamaConfig(**shape, **ids, bos_token_id=None, max_position_embeddings=128, initializer_range=0.5)
-    codebook = Codebook(np.random.default_rng(0).normal(size=(UNITS, 2)).astype(np.float32), "encoder", "none", 0)
+    codebook = Codebook(np.random.default_rng(0).normal(size=(UNITS, 2)).astype(np.float32), "encoder", "none", (0,))
     shape = VocoderConfig.preset("small", units=UNITS, channels=16, embedding=8)
     vocoder = Vocoder(UnitGenerator(shape), DurationPredictor(UNITS), codebook.fingerprint)
     return SpeechLM(LlamaForCausalLM(config), vocabulary, codebook, vocoder)

@@ -32,7 +32,7 @@ def test_generation_and_rescoring_are_the_same(kind, vocabulary, tmp_path):
         for parameter in model.parameters():
             if parameter.dim() > 1:
                 parameter.mul_(15)
-    codebook = Codebook(np.zeros((vocabulary.units, 2), np.float32), "0", "moonshine-tiny", 5)
+    codebook = Codebook(np.zeros((vocabulary.units, 2), np.float32), "0", "moonshine-tiny", (5,))
     lm = SpeechLM(model, vocabulary, codebook)
     deployed = deploy(lm, tmp_path / "small", bits=32)
     units = [np.random.default_rng(seed).integers(vocabulary.units, size=8 + 4 * seed) for seed in range(4)]

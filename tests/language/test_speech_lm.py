@@ -42,7 +42,7 @@ class Loudness(Encoder):
     """An encoder small enough for a test: the logarithms of power and of zero crossings of every frame."""
 
     def __init__(self) -> None:
-        super().__init__("loudness", 0, 384, 384, 2, "no weights", 28.8)
+        super().__init__("loudness", (0,), 384, 384, 2, "no weights", 28.8)
 
     def _forward(self, batch):
         frames = batch[:, : batch.shape[1] // 384 * 384].reshape(len(batch), -1, 384)
@@ -52,7 +52,7 @@ class Loudness(Encoder):
 
 def codebook_of(seed=0, size=UNITS):
     centroids = np.random.default_rng(seed).uniform(-6, 0, (size, 2)).astype(np.float32)
-    return Codebook(centroids, Loudness().fingerprint, "loudness", 0)
+    return Codebook(centroids, Loudness().fingerprint, "loudness", (0,))
 
 
 def pieces_of(wave, longest):

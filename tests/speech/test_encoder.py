@@ -49,7 +49,7 @@ def save_hubert(folder, style):
 
 def test_float_graph_is_the_packaged_graph_up_to_its_eight_bits(speech):
     wave = speech[: 4 * RATE]
-    whole = load_encoder("moonshine-tiny", layer=6)
+    whole = load_encoder("moonshine-tiny", layers=[6])
     session = onnxruntime.InferenceSession(str(embedded("moonshine-tiny/encoder")), one_thread())
     (packaged,) = session.run(None, {"input_values": wave[None], "attention_mask": np.ones((1, len(wave)), np.int64)})
     (ours,) = whole.encode([wave])
@@ -66,6 +66,17 @@ def test_a_batch_gives_the_units_of_one_by_one(encoder, codebook, speech):
     for a, b in zip(together, alone, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-3)
         np.testing.assert_array_equal(codebook.assign(a), codebook.assign(b))
+
+
+def test_features_of_several_layers_stand_side_by_side(encoder, speech):
+    both = load_encoder("moonshine-tiny", layers=[5, 2])
+    (together,) = both.encode([speech[:33333]])
+    (second,) = load_encoder("moonshine-tiny", layers=[2]).encode([speech[:33333]])
+    np.testing.assert_array_equal(together, np.concatenate([*encoder.encode([speech[:33333]]), second], axis=1))
+    assert both.dimension == 2 * encoder.dimension
+    assert len({both.fingerprint, encoder.fingerprint, load_encoder("moonshine-tiny", layers=[2, 5]).fingerprint}) == 3
+    with pytest.raises(UserError, match="expected at least one layer"):
+        load_encoder("moonshine-tiny", layers=[])
 
 
 @pytest.mark.parametrize("samples", [895, 1278, 1279, 5000, 16000, 33333])
@@ -99,7 +110,7 @@ class Counting(Encoder):
     """Features are the number of the hop they start with, so seams can be seen."""
 
     def __init__(self, block_seconds):
-        super().__init__("counting", 0, 400, 400, 1, "none", block_seconds)
+        super().__init__("counting", (0,), 400, 400, 1, "none", block_seconds)
         self.longest = 0
 
     def _forward(self, batch):
@@ -128,7 +139,7 @@ def test_units_hardly_depend_on_the_place_in_the_clip(encoder, codebook, speech)
 @pytest.mark.parametrize("layer", [0, 1, 4])
 def test_hubert_reads_the_hidden_states_of_transformers(tmp_path, speech, style, layer):
     model = save_hubert(tmp_path / "hubert", style)
-    encoder = load_encoder(str(tmp_path / "hubert"), layer=layer)
+    encoder = load_encoder(str(tmp_path / "hubert"), layers=[layer])
     wave = speech[: 400 + 30 * 320]
     given = (wave - wave.mean()) / np.sqrt(wave.var() + 1e-7) if style == "layer" else wave
     with torch.inference_mode():
@@ -153,13 +164,13 @@ def test_fingerprints_tell_layers_weights_and_blocks_apart(tmp_path):
     model.save_pretrained(tmp_path / "c")
     a, b, c = (load_encoder(str(tmp_path / name)).fingerprint for name in "abc")
     assert a == b != c
-    assert load_encoder(str(tmp_path / "a"), layer=1).fingerprint != a
+    assert load_encoder(str(tmp_path / "a"), layers=[1]).fingerprint != a
     assert load_encoder(str(tmp_path / "a"), block_seconds=9).fingerprint != a
 
 
 def test_bad_names_and_layers(tmp_path):
     with pytest.raises(UserError, match=r"moonshine-tiny: has no layer 7; layers are 0 to 6"):
-        load_encoder("moonshine-tiny", layer=7)
+        load_encoder("moonshine-tiny", layers=[7])
     with pytest.raises(UserError, match="nowhere"):
         load_encoder(str(tmp_path / "nowhere"))
     with pytest.raises(UserError, match="block_seconds"):

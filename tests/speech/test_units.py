@@ -14,7 +14,7 @@ from sparq.artifacts import ArtifactMismatchError
 from sparq.errors import UserError
 from sparq.speech.units import Codebook, UnitExtractor, fit_codebook, merge_repeats
 
-ENCODER = SimpleNamespace(fingerprint="abc", name="moonshine-tiny", layer=5, dimension=6)
+ENCODER = SimpleNamespace(fingerprint="abc", name="moonshine-tiny", layers=(5,), dimension=6)
 
 
 def clusters(seed=0, k=5):
@@ -28,7 +28,7 @@ def clusters(seed=0, k=5):
 def test_assignment_is_the_nearest_centroid(k, frames, seed):
     random = np.random.default_rng(seed)
     features = random.normal(size=(frames, 4)).astype(np.float32)
-    book = Codebook(random.normal(size=(k, 4)).astype(np.float32), "e", "n", 0)
+    book = Codebook(random.normal(size=(k, 4)).astype(np.float32), "e", "n", (0,))
     expected = pairwise_distances_argmin(features, book.centroids) if frames else np.zeros(0)
     assert np.mean(book.assign(features) != expected) <= 1e-3 if frames else book.assign(features).size == 0
 
@@ -57,7 +57,7 @@ def test_save_and_load(tmp_path):
     book.save(tmp_path / "codebook")
     loaded = Codebook.load(tmp_path / "codebook")
     np.testing.assert_array_equal(loaded.centroids, book.centroids)
-    assert (loaded.encoder, loaded.encoder_name, loaded.layer, loaded.size) == ("abc", "moonshine-tiny", 5, 5)
+    assert (loaded.encoder, loaded.encoder_name, loaded.layers, loaded.size) == ("abc", "moonshine-tiny", (5,), 5)
     assert loaded.fingerprint == book.fingerprint
 
 

@@ -23,25 +23,29 @@ class EncoderConfig:
 
     Attributes:
         name: "moonshine-tiny" (travels in a package), or a HuBERT folder or hub name.
-        layer: layer whose output is taken; null for the encoder's own default.
+        layers: whose outputs are taken, side by side if there are several; null for the encoder's own default.
     """
 
     name: str = "moonshine-tiny"
-    layer: int | None = key(None, minimum=0)
+    layers: tuple[int, ...] | None = key(None, minimum=0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class UnitsConfig:
-    """The codebook: k-means over encoder features.
+    """The codebook.
 
     Attributes:
         name: a ready codebook; null fits one.
+        kind: what is clustered: "kmeans", an encoder's features (the paper), or "phonetic", what a classifier of phones
+            says of each segment; it learns from voices that time their phones, of which there must be one (hibari,
+            Kokoro), and aligns the texts of the others.
         clusters: number of units (paper, E.3: 200).
-        fit_utterances: how many utterances k-means sees.
-        seed: of the choice of utterances and of k-means.
+        fit_utterances: how many utterances it is fitted on.
+        seed: of the choice of utterances and of the fitting.
     """
 
     name: str | None = None
+    kind: str = key("kmeans", choices=("kmeans", "phonetic"))
     clusters: int = key(200, minimum=2)
     fit_utterances: int = key(400, minimum=1)
     seed: int = key(0, minimum=0)

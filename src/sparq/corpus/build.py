@@ -81,7 +81,7 @@ def write_shard(codebook: Codebook, part: Part) -> tuple[Part, float]:
 def _build(config: CorpusConfig, plan: Plan, folder: Path, *, quiet: bool) -> None:
     for voice in sorted({item.voice for item in plan.items if item.voice}):
         load_voice(voice)  # what is missing is said now, and not by a worker
-    encoder = load_encoder(config.encoder.name, config.encoder.layer)
+    encoder = load_encoder(config.encoder.name, config.encoder.layers)
     ready = None if config.units.name is None else load_codebook(config.units.name)
     if ready is not None:
         UnitExtractor(encoder, ready)  # raises if they were not made for each other

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,10 @@ from sparq.corpus.workers import Workers
 from sparq.errors import UserError
 from sparq.speech.audio import RATE
 from sparq.speech.encoder import Encoder, load_encoder
-from sparq.speech.units import Codebook, UnitExtractor, fit_codebook
+from sparq.speech.phones import frame_phones, pronounce
+from sparq.speech.phonetic import Heard
+from sparq.speech.units import Codebook, UnitExtractor, fit_codebook, fit_phonetic_codebook
+from sparq.speech.voice import Utterance
 
 
 def load_codebook(name: str) -> Codebook:
@@ -36,13 +40,13 @@ def load_extractor(codebook: Codebook) -> UnitExtractor:
         UserError: the encoder cannot be had.
         ArtifactMismatchError: it is another than the codebook was made for.
     """
-    return UnitExtractor(load_encoder(codebook.encoder_name, codebook.layer), codebook)
+    return UnitExtractor(load_encoder(codebook.encoder_name, codebook.layers), codebook)
 
 
 def fit_on_plan(
     plan: Plan, encoder: Encoder, config: UnitsConfig, folder: Path, workers: Workers, *, quiet: bool = False
 ) -> Codebook:
-    """Fit k-means on training utterances spread over the sources of a plan.
+    """Fit units on training utterances spread over the sources of a plan.
 
     Args:
         plan: what the corpus will hold.
@@ -59,28 +63,57 @@ def fit_on_plan(
     if not chosen.items:
         raise UserError("units.name: null (expected a ready codebook: there is no speech to fit units on)")
     parts = [Part(folder / f"{index:05d}.npz", items) for index, items in enumerate(chosen.shards)]
-    make_parts(functools.partial(_write_features, encoder.name, encoder.layer), parts, workers, "codebook", quiet=quiet)
-    features: list[np.ndarray] = []
+    make_parts(
+        functools.partial(_write_features, encoder.name, encoder.layers, config.kind),
+        parts,
+        workers,
+        "codebook",
+        quiet=quiet,
+    )
+    heard: list[Heard] = []
     reasons: list[str] = []
     for part in parts:
         with np.load(part.path) as arrays:
-            features.append(arrays["features"])
+            each = np.split(arrays["features"], np.cumsum(arrays["frames"]))[:-1]
+            its = zip(each, arrays["phones"], arrays["timed"], strict=True)
+            heard += [Heard(features, tuple(str(phones)), bool(timed)) for features, phones, timed in its]
             reasons += arrays["reasons"].tolist()
-    if not sum(map(len, features)):
+    if not heard:
         raise UserError(f"none of {len(chosen.items)} utterances can be used to fit units on ({reasons[0]})")
     with threadpool_limits(1):  # sums in one order, whatever the machine
-        return fit_codebook(features, encoder, config.clusters, config.seed)
+        if config.kind == "phonetic":
+            return fit_phonetic_codebook(heard, encoder, config.clusters, config.seed)
+        return fit_codebook([one.features for one in heard], encoder, config.clusters, config.seed)
 
 
-def _write_features(encoder: str, layer: int, part: Part) -> tuple[Part, float]:
-    loaded = cached_encoder(encoder, layer)
-    features, skipped = shard_features(part.items, loaded)
-    frames = np.concatenate([np.zeros((0, loaded.dimension), np.float32), *features])
-    reasons = np.array([f"{name}: {reason}" for name, reason in skipped], dtype=np.str_)
+def _write_features(encoder: str, layers: tuple[int, ...], kind: str, part: Part) -> tuple[Part, float]:
+    """Write features of utterances end to end, and of phonetic units the phones of each, a letter for each."""
+    loaded = cached_encoder(encoder, layers)
+    made, skipped = shard_features(part.items, loaded)
+    phones, timed = [""] * len(made), [False] * len(made)
+    if kind == "phonetic":
+        timed = [said.phones is not None for _, said, _ in made]
+        phones = ["".join(_phones(item.text, said, len(features), loaded)) for item, said, features in made]
+    arrays = {
+        "features": np.concatenate([np.zeros((0, loaded.dimension), np.float32), *(its for _, _, its in made)]),
+        "frames": np.array([len(its) for _, _, its in made], np.int64),
+        "phones": np.array(phones, dtype=np.str_),
+        "timed": np.array(timed, dtype=bool),
+        "reasons": np.array([f"{name}: {reason}" for name, reason in skipped], dtype=np.str_),
+    }
+    if kind == "phonetic":
+        arrays["features"] = arrays["features"].astype(np.float16)  # several layers of many utterances
 
     def write(path: Path) -> None:
         with path.open("wb") as file:
-            np.savez(file, features=frames, reasons=reasons)
+            np.savez(file, allow_pickle=False, **arrays)
 
     part.write(write)
-    return part, len(frames) * loaded.hop / RATE
+    return part, len(arrays["features"]) * loaded.hop / RATE
+
+
+def _phones(text: str | None, said: Utterance, frames: int, encoder: Encoder) -> Sequence[str]:
+    """The phone of every frame where the voice told, the phones of the text where it did not."""
+    if said.phones is not None:
+        return frame_phones(said.phones, frames, encoder)
+    return () if text is None else pronounce(text)

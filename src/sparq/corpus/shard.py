@@ -6,7 +6,6 @@ has loaded once. The same items and codebook give the same table, whoever comput
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import io
 import json
@@ -22,7 +21,7 @@ from sparq.speech.audio import RATE, load_audio
 from sparq.speech.augmentation import disturb
 from sparq.speech.encoder import Encoder, load_encoder
 from sparq.speech.units import Codebook, UnitExtractor
-from sparq.speech.voice import Voice, Word
+from sparq.speech.voice import Utterance, Voice
 from sparq.speech.voices import load_voice
 
 SCHEMA = pa.schema(
@@ -72,16 +71,15 @@ def build_shard(items: Sequence[Item], codebook: Codebook) -> pa.Table:
         UserError: a package for a voice or the encoder is missing.
         ArtifactMismatchError: the codebook was made for another encoder.
     """
-    encoder = cached_encoder(codebook.encoder_name, codebook.layer)
+    encoder = cached_encoder(codebook.encoder_name, codebook.layers)
     extractor = UnitExtractor(encoder, codebook)
     rows: list[dict[str, object]] = []
     skipped: list[tuple[str, str]] = []
     for spoken in _speak(items, encoder, skipped):
-        units = iter(extractor.extract([waveform for _, waveform, _ in spoken if waveform is not None]))
-        for item, waveform, words in spoken:
-            its_units = None if waveform is None else next(units).astype(np.uint16)
-            frames = 0 if its_units is None else len(its_units)
-            starts, ends = _word_frames(words, item.text, encoder.hop, frames)
+        units = iter(extractor.extract([said.waveform for _, said in spoken if said is not None]))
+        for item, said in spoken:
+            its_units = None if said is None else next(units).astype(np.uint16)
+            starts, ends = _word_frames(said, item.text, encoder)
             rows.append(
                 {
                     "id": item.id,
@@ -90,53 +88,56 @@ def build_shard(items: Sequence[Item], codebook: Codebook) -> pa.Table:
                     "text": item.text,
                     "speaker": item.speaker,
                     "disturbed": item.disturbance is not None,
-                    "seconds": 0.0 if waveform is None else len(waveform) / RATE,
+                    "seconds": 0.0 if said is None else len(said.waveform) / RATE,
                     "units": its_units,
                     "word_starts": starts,
                     "word_ends": ends,
-                    "audio": _flac(waveform) if item.keep_audio and waveform is not None else None,
+                    "audio": _flac(said.waveform) if item.keep_audio and said is not None else None,
                 }
             )
     metadata = {SKIPPED: json.dumps(skipped).encode()}
     return pa.Table.from_pylist(rows, schema=SCHEMA.with_metadata(metadata))
 
 
-def shard_features(items: Sequence[Item], encoder: Encoder) -> tuple[list[np.ndarray], list[tuple[str, str]]]:
-    """Voice or read utterances, and give their features float32 [frames, dimension], to fit a codebook on.
+def shard_features(
+    items: Sequence[Item], encoder: Encoder
+) -> tuple[list[tuple[Item, Utterance, np.ndarray]], list[tuple[str, str]]]:
+    """Voice or read utterances, and give them with their features float32 [frames, dimension], to fit a codebook on.
 
     Returns:
-        The features of the items that could be used, and id and reason of each other.
+        Items that could be used, what was heard and its features; and id and reason of each other item.
     """
     skipped: list[tuple[str, str]] = []
-    heard = (
-        [waveform for _, waveform, _ in spoken if waveform is not None] for spoken in _speak(items, encoder, skipped)
-    )
-    batches = [encoder.encode(waveforms) for waveforms in heard]
-    return [features for batch in batches for features in batch], skipped
+    made = []
+    for spoken in _speak(items, encoder, skipped):
+        heard = [(item, said) for item, said in spoken if said is not None]
+        features = encoder.encode([said.waveform for _, said in heard])
+        made += [(item, said, its) for (item, said), its in zip(heard, features, strict=True)]
+    return made, skipped
 
 
-_Spoken = tuple[Item, np.ndarray | None, Sequence[Word] | None]
+_Spoken = tuple[Item, Utterance | None]
 
 
 def _speak(items: Sequence[Item], encoder: Encoder, skipped: list[tuple[str, str]]) -> Iterator[list[_Spoken]]:
-    """Yield batches of items with their waveforms, None for text alone; what cannot be used goes to ``skipped``."""
+    """Yield batches of items with what is heard, None for text alone; what cannot be used goes to ``skipped``."""
     for i in range(0, len(items), _TOGETHER):
-        said: list[_Spoken] = []
+        spoken: list[_Spoken] = []
         for item in items[i : i + _TOGETHER]:
-            if said and _same_speech(item, said[-1][0]):
-                said.append((item, *said[-1][1:]))
+            if spoken and _same_speech(item, spoken[-1][0]):
+                spoken.append((item, spoken[-1][1]))
                 continue
             voice = None if item.voice is None else _voice(item.voice)  # a missing package is no reason to skip
             try:
-                said.append((item, *_waveform(item, voice)))
+                spoken.append((item, _utterance(item, voice)))
             except UserError as error:
                 skipped.append((item.id, str(error)))
         batch = []
-        for item, waveform, words in _disturbed(said):
-            if waveform is None or encoder.frames(len(waveform)):
-                batch.append((item, waveform, words))
+        for item, said in _disturbed(spoken):
+            if said is None or encoder.frames(len(said.waveform)):
+                batch.append((item, said))
             else:
-                skipped.append((item.id, f"too short ({len(waveform) / RATE:.3f} s)"))
+                skipped.append((item.id, f"too short ({len(said.waveform) / RATE:.3f} s)"))
         if batch:
             yield batch
 
@@ -150,47 +151,42 @@ def _another(a: Item, b: Item) -> bool:
     return a.text != b.text or (a.text is None and not _same_speech(a, b))
 
 
-def _disturbed(said: Sequence[_Spoken]) -> Iterator[_Spoken]:
+def _disturbed(spoken: Sequence[_Spoken]) -> Iterator[_Spoken]:
     """Disturb the utterances of a batch; babble is made of those in it that say something else."""
-    for item, waveform, words in said:
-        if item.disturbance is None or waveform is None:
-            yield item, waveform, words
+    for item, said in spoken:
+        if item.disturbance is None or said is None:
+            yield item, said
             continue
-        rate = item.disturbance.rate
-        others = [
-            other
-            for its, other, _ in said
-            if item.disturbance.noise == "babble" and other is not None and _another(its, item)
-        ]
-        moved = words and [dataclasses.replace(word, start=word.start / rate, end=word.end / rate) for word in words]
-        yield item, disturb(waveform, item.disturbance, others), moved
+        babble = item.disturbance.noise == "babble"
+        others = [other.waveform for its, other in spoken if babble and other is not None and _another(its, item)]
+        yield item, said.disturbed(disturb(said.waveform, item.disturbance, others), item.disturbance.rate)
 
 
-def _waveform(item: Item, voice: Voice | None) -> tuple[np.ndarray | None, Sequence[Word] | None]:
+def _utterance(item: Item, voice: Voice | None) -> Utterance | None:
     if not item.heard:
-        return None, None
+        return None
     if voice is not None:
         assert item.text is not None
-        said = voice.speak(item.text, item.speed, item.seed)
-        return said.waveform, said.words
+        return voice.speak(item.text, item.speed, item.seed)
     assert item.audio is not None
     waveform = load_audio(item.audio, start=item.start, seconds=item.seconds, channel=item.channel)
     if not waveform.any():
         raise UserError(f"{item.audio}: is silent")
-    return waveform, None
+    return Utterance(waveform, None)
 
 
 def _word_frames(
-    words: Sequence[Word] | None, text: str | None, hop: int, frames: int
+    said: Utterance | None, text: str | None, encoder: Encoder
 ) -> tuple[list[int], list[int]] | tuple[None, None]:
     """Word times in frames; none where the voice told none, or of other words than the text has."""
-    if words is None or text is None or len(words) != len(text.split()):
+    if said is None or said.words is None or text is None or len(said.words) != len(text.split()):
         return None, None
+    frames = encoder.frames(len(said.waveform))
 
     def frame(seconds: float) -> int:
-        return min(frames, round(seconds * RATE / hop))
+        return min(frames, round(seconds * RATE / encoder.hop))
 
-    return [frame(word.start) for word in words], [frame(word.end) for word in words]
+    return [frame(word.start) for word in said.words], [frame(word.end) for word in said.words]
 
 
 def _flac(waveform: np.ndarray) -> bytes:

@@ -148,7 +148,7 @@ def corpus_config(folder: Path, recordings: Recordings, held_out: int | None, mo
     source = SourceConfig(kind="audio", path=str(folder.resolve()), name="recordings", held_out=count)
     return CorpusConfig(
         sources=(source,),
-        encoder=EncoderConfig(name=codebook.encoder_name, layer=codebook.layer),
+        encoder=EncoderConfig(name=codebook.encoder_name, layers=codebook.layers),
         units=UnitsConfig(name=name),
         processes=max(1, min(os.cpu_count() or 1, int(recordings.minutes / MINUTES_A_PROCESS))),
     )

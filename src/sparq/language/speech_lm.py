@@ -122,7 +122,7 @@ class SpeechLM:
     @functools.cached_property
     def extractor(self) -> UnitExtractor:
         """What turns speech into units; its encoder is loaded when it is first needed."""
-        return UnitExtractor(load_encoder(self.codebook.encoder_name, self.codebook.layer), self.codebook)
+        return UnitExtractor(load_encoder(self.codebook.encoder_name, self.codebook.layers), self.codebook)
 
     @functools.cached_property
     def detector(self) -> Detector:

@@ -159,7 +159,7 @@ def _facts(run: Run, lm: SpeechLM) -> dict[str, str]:
     return {
         "Model": f"{lm.model.config.model_type}, {parameters:.1f} million parameters",
         "Vocabulary": f"{lm.vocabulary.mode}, {lm.vocabulary.size} pieces",
-        "Units": f"{lm.codebook.size} of {lm.codebook.encoder_name}, layer {lm.codebook.layer}",
+        "Units": f"{lm.codebook.size} of {lm.codebook.encoder_name}, layers {', '.join(map(str, lm.codebook.layers))}",
         "Corpus": run.corpus.summary,
     }
 

@@ -1,8 +1,9 @@
 """Speech encoders: 16 kHz waveforms to features ``[frames, dimension]``, from any hidden layer.
 
-**Which layer.** ``layer = l`` is transformers' ``hidden_states[l]``: 0 is what enters the first block, l is what leaves
+**Which layers.** Layer l is transformers' ``hidden_states[l]``: 0 is what enters the first block, l is what leaves
 block l *with* the residual added. Only the last layer of a pre-norm encoder (HuBERT large, Moonshine) has passed the
 final layer norm. Toolkits differ in both counts, so a codebook belongs to the encoder whose fingerprint it carries.
+Several layers give features side by side.
 
 **Batches are exact.** Both encoders normalise over the whole clip (group norm after the first convolution) and attend
 to all of it, so padding changes every frame, mask or no mask: with a mask, 3 % of Moonshine's units move. Nothing is
@@ -49,32 +50,45 @@ class _Window:
 
 
 class Encoder(abc.ABC):
-    """A frozen model from 16 kHz waveforms to features of one layer.
+    """A frozen model from 16 kHz waveforms to features of one layer or several.
 
     Attributes:
         name: what ``load_encoder`` was given.
-        layer: index into ``hidden_states``.
+        layers: indices into ``hidden_states``; features of several stand side by side, in this order.
         rate: samples per second, 16000.
         hop: samples from one frame to the next.
         first_frame: samples that one frame takes; n frames take ``first_frame + (n - 1) * hop``.
         dimension: of a feature.
-        fingerprint: hash of name, layer, weights and windows; units are only comparable where it is the same.
+        fingerprint: hash of name, layers, weights and windows; units are only comparable where it is the same.
     """
 
     rate = RATE
 
     def __init__(
-        self, name: str, layer: int, hop: int, first_frame: int, dimension: int, weights: str, block_seconds: float
+        self,
+        name: str,
+        layers: tuple[int, ...],
+        hop: int,
+        first_frame: int,
+        dimension: int,
+        weights: str,
+        block_seconds: float,
     ) -> None:
         self.name = name
-        self.layer = layer
+        self.layers = layers
         self.hop = hop
         self.first_frame = first_frame
-        self.dimension = dimension
+        self.dimension = dimension * len(layers)
         self.block = round(block_seconds * RATE / hop)
         self.context = round(CONTEXT_SECONDS * RATE / hop)
         self.fingerprint = fingerprint(
-            {"layer": layer, "weights": weights, "block": self.block, "context": self.context, "hop": hop}
+            {
+                "layer": layers[0] if len(layers) == 1 else layers,
+                "weights": weights,
+                "block": self.block,
+                "context": self.context,
+                "hop": hop,
+            }
         )
 
     @abc.abstractmethod
@@ -122,25 +136,24 @@ class Encoder(abc.ABC):
 class MoonshineEncoder(Encoder):
     """The embedded encoder of Moonshine tiny (6 blocks, 41.67 frames a second), on one CPU thread."""
 
-    def __init__(self, layer: int | None = None, block_seconds: float = BLOCK_SECONDS) -> None:
+    def __init__(self, layers: Sequence[int] | None = None, block_seconds: float = BLOCK_SECONDS) -> None:
         path = embedded("moonshine-tiny/encoder")
-        layer = _check_layer("moonshine-tiny", layer, moonshine.LAYERS, moonshine.DEFAULT_LAYER)
+        chosen = _check_layers("moonshine-tiny", layers, moonshine.LAYERS, moonshine.DEFAULT_LAYER)
         weights = fingerprint({"file": path, "arithmetic": "float32"})
         super().__init__(
-            "moonshine-tiny", layer, moonshine.HOP, moonshine.FIRST_FRAME, moonshine.DIMENSION, weights, block_seconds
+            "moonshine-tiny", chosen, moonshine.HOP, moonshine.FIRST_FRAME, moonshine.DIMENSION, weights, block_seconds
         )
-        self._session = moonshine.moonshine_session(path, layer)
+        self._session = moonshine.moonshine_session(path, chosen)
 
     def _forward(self, batch: np.ndarray) -> np.ndarray:
         mask = np.ones(batch.shape, np.int64)
-        output: np.ndarray = self._session.run(None, {"input_values": batch, "attention_mask": mask})[0]
-        return output
+        return np.concatenate(self._session.run(None, {"input_values": batch, "attention_mask": mask}), axis=-1)
 
 
 class HubertEncoder(Encoder):
     """A HuBERT of transformers, by hub name or local folder; on the GPU if there is one."""
 
-    def __init__(self, name: str, layer: int | None = None, block_seconds: float = BLOCK_SECONDS) -> None:
+    def __init__(self, name: str, layers: Sequence[int] | None = None, block_seconds: float = BLOCK_SECONDS) -> None:
         from transformers import AutoConfig, HubertModel
 
         try:
@@ -155,10 +168,10 @@ class HubertEncoder(Encoder):
                 raise
             raise UserError(f"{name}: cannot be loaded as a HuBERT model ({str(error).splitlines()[0]})") from error
         # HuBERT base is read at layer 6 of 12, as VoxtLM and the paper do; others at the same relative depth.
-        layer = _check_layer(name, layer, config.num_hidden_layers, config.num_hidden_layers // 2)
+        chosen = _check_layers(name, layers, config.num_hidden_layers, config.num_hidden_layers // 2)
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         # One block more than is read, because the final layer norm is applied to what leaves the last.
-        model.encoder.layers = model.encoder.layers[: layer + 1]
+        model.encoder.layers = model.encoder.layers[: max(chosen) + 1]
         model.eval()
         self._model: torch.nn.Module = torch.nn.Module.to(model, self._device)
         self._normalise = normalises_input(name, config.feat_extract_norm == "layer")
@@ -167,25 +180,25 @@ class HubertEncoder(Encoder):
         for kernel, stride in zip(reversed(config.conv_kernel), reversed(config.conv_stride), strict=True):
             first = (first - 1) * stride + kernel
         weights = hash_parameters(model) + (" normalised" if self._normalise else "")
-        super().__init__(name, layer, hop, first, config.hidden_size, weights, block_seconds)
+        super().__init__(name, chosen, hop, first, config.hidden_size, weights, block_seconds)
 
     def _forward(self, batch: np.ndarray) -> np.ndarray:
         if self._normalise:
             batch = (batch - batch.mean(1, keepdims=True)) / np.sqrt(batch.var(1, keepdims=True) + 1e-7)
         with torch.inference_mode():
             output = self._model(torch.from_numpy(batch).to(self._device), output_hidden_states=True)
-        states: np.ndarray = output.hidden_states[self.layer].float().cpu().numpy()
+        states: np.ndarray = torch.cat([output.hidden_states[i].float() for i in self.layers], -1).cpu().numpy()
         return states
 
 
 def load_encoder(
-    name: str = "moonshine-tiny", layer: int | None = None, block_seconds: float = BLOCK_SECONDS
+    name: str = "moonshine-tiny", layers: Sequence[int] | None = None, block_seconds: float = BLOCK_SECONDS
 ) -> Encoder:
     """Load an encoder.
 
     Args:
         name: ``moonshine-tiny`` (embedded), or a HuBERT as a hub name or local folder.
-        layer: index into ``hidden_states``; None takes 5 of 6 for Moonshine and the middle one for HuBERT.
+        layers: indices into ``hidden_states``; None takes 5 of 6 for Moonshine and the middle one for HuBERT.
         block_seconds: audio longer than this and the context is encoded in blocks.
 
     Raises:
@@ -194,14 +207,17 @@ def load_encoder(
     if block_seconds <= 0:
         raise UserError(f"block_seconds: {block_seconds} is not above 0")
     if name == "moonshine-tiny":
-        return MoonshineEncoder(layer, block_seconds)
-    return HubertEncoder(name, layer, block_seconds)
+        return MoonshineEncoder(layers, block_seconds)
+    return HubertEncoder(name, layers, block_seconds)
 
 
-def _check_layer(name: str, layer: int | None, last: int, default: int) -> int:
-    if layer is not None and not 0 <= layer <= last:
-        raise UserError(f"{name}: has no layer {layer}; layers are 0 to {last}")
-    return default if layer is None else layer
+def _check_layers(name: str, layers: Sequence[int] | None, last: int, default: int) -> tuple[int, ...]:
+    if layers is not None and not layers:
+        raise UserError(f"{name}: layers: [] (expected at least one layer)")
+    for layer in layers or ():
+        if not 0 <= layer <= last:
+            raise UserError(f"{name}: has no layer {layer}; layers are 0 to {last}")
+    return (default,) if layers is None else tuple(layers)
 
 
 def normalises_input(name: str, otherwise: bool) -> bool:

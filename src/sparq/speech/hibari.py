@@ -7,17 +7,16 @@ Its ONNX graph predicts how long each phoneme lasts, and that inner tensor is re
 from __future__ import annotations
 
 import abc
-import functools
 from typing import Any
 
 import numpy as np
 import onnxruntime
 import soxr
 
-from sparq.assets import embedded
 from sparq.errors import UserError
 from sparq.speech.audio import RATE
 from sparq.speech.moonshine import one_thread
+from sparq.speech.phones import PAUSE, Phone, phonemiser, timed_phones
 from sparq.speech.voice import NothingToSayError, Utterance, Voice, Word
 
 _RATE = 24000  # of both
@@ -54,9 +53,8 @@ class PhonemeVoice(Voice):
 
     def __init__(self, name: str, *, british: bool = False) -> None:
         self.name = name
-        embedded("hibari")  # says what to install
+        self._hibari = phonemiser(british=british)
         needs_onnx(name)
-        self._hibari = _phonemiser(british)
 
     @abc.abstractmethod
     def _say(self, ids: np.ndarray, speed: float, noise: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -75,6 +73,7 @@ class PhonemeVoice(Voice):
         noise = np.random.default_rng(seed)
         waves: list[np.ndarray] = []
         spans: list[tuple[float, float]] = []
+        phones: list[Phone] = []
         offset = 0.0
         for sentence in self._hibari.phonemize(text):
             phonemes = [p for p in sentence if p in self._hibari.vocab]
@@ -84,6 +83,7 @@ class PhonemeVoice(Voice):
             wave, lengths = self._say(ids, speed, noise)
             seconds = len(wave) / _RATE
             ends = np.maximum(np.cumsum(lengths) / lengths.sum() * seconds - _EARLIER, 0.0)
+            phones += timed_phones([PAUSE, *phonemes, PAUSE], offset + ends)
             spans += [(offset + start, offset + end) for start, end in _word_spans(phonemes, ends)]
             waves.append(wave)
             offset += seconds
@@ -92,17 +92,9 @@ class PhonemeVoice(Voice):
         waveform = soxr.resample(np.concatenate(waves), _RATE, RATE).astype(np.float32)
         written = text.split()
         if len(written) != len(spans):
-            return Utterance(waveform, None)
-        return Utterance(waveform, tuple(Word(w, *span) for w, span in zip(written, spans, strict=True)))
-
-
-@functools.cache
-def _phonemiser(british: bool) -> Any:
-    """Load hibari with its lexicon of one of two countries, once for all voices of a process."""
-    import hibari
-    from hibari.g2p import G2P
-
-    return hibari.Hibari(g2p=G2P(british=british))
+            return Utterance(waveform, None, tuple(phones))
+        words = tuple(Word(w, *span) for w, span in zip(written, spans, strict=True))
+        return Utterance(waveform, words, tuple(phones))
 
 
 def _word_spans(phonemes: list[str], ends: np.ndarray) -> list[tuple[float, float]]:

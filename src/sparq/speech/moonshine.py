@@ -27,6 +27,7 @@ language model pays for every one of them. The codebook that ships is of layer 5
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -51,8 +52,8 @@ def one_thread() -> onnxruntime.SessionOptions:
     return options
 
 
-def moonshine_session(path: Path, layer: int) -> onnxruntime.InferenceSession:
-    """Open the encoder with one output ``[batch, frames, 288]``: the hidden state after ``layer`` blocks.
+def moonshine_session(path: Path, layers: Sequence[int]) -> onnxruntime.InferenceSession:
+    """Open the encoder with an output ``[batch, frames, 288]`` for each layer: the hidden state after so many blocks.
 
     Layer 0 is what the convolutions give, layers 1 to 5 are the residual stream after that many blocks, without a layer
     norm; layer 6 is after the last block and the final layer norm.
@@ -70,9 +71,10 @@ def moonshine_session(path: Path, layer: int) -> onnxruntime.InferenceSession:
         onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         model = onnx.load(exported)
     _dequantise(model.graph)
-    name = {0: "/Transpose_output_0", LAYERS: "last_hidden_state"}.get(layer, f"/layers.{layer - 1}/Add_1_output_0")
+    ends = {0: "/Transpose_output_0", LAYERS: "last_hidden_state"}
+    names = [ends.get(layer, f"/layers.{layer - 1}/Add_1_output_0") for layer in layers]
     del model.graph.output[:]
-    model.graph.output.append(onnx.helper.make_empty_tensor_value_info(name))
+    model.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in names)
     return onnxruntime.InferenceSession(model.SerializeToString(), one_thread(), providers=["CPUExecutionProvider"])
 
 

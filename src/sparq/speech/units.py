@@ -1,4 +1,8 @@
-"""Speech units: the nearest of k centroids for every frame of an encoder (k-means; Lakhotia et al. 2021; k = 200)."""
+"""Speech units: the nearest of k centroids (k-means) for every frame of an encoder, or every phonetic segment.
+
+Plain units are the paper's (Lakhotia et al. 2021; k = 200). Phonetic ones are clusters of what a classifier of phones
+says about a segment (``speech/phonetic.py``); all frames of a segment have its unit.
+"""
 
 from __future__ import annotations
 
@@ -13,29 +17,33 @@ from safetensors.numpy import load_file, save_file
 from sparq.artifacts import fingerprint, new_folder, read_manifest, require_match, write_manifest
 from sparq.errors import UserError
 from sparq.speech.encoder import Encoder
+from sparq.speech.phonetic import Heard, PhoneClassifier, load_classifier, train_classifier
 
 Units = Sequence[int] | np.ndarray
 """Numbers of centroids, one a frame, or one for each run of equal ones (merged)."""
 
 _CENTROIDS = "centroids.safetensors"
+_CLASSIFIER = "classifier.safetensors"
 _FRAMES = 4096  # whose distances to all centroids are held at a time
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Codebook:
-    """Centroids of one layer of one encoder.
+    """Centroids of one encoder.
 
     Attributes:
-        centroids: float32 ``[size, dimension]``.
+        centroids: float32 ``[size, dimension]``, or ``[size, phones]`` of phonetic units.
         encoder: fingerprint of the encoder whose features they are the means of.
         encoder_name: what to give ``load_encoder``.
-        layer: the same.
+        layers: the same.
+        classifier: of phones, whose opinions the centroids are the means of; None where they are means of features.
     """
 
     centroids: np.ndarray
     encoder: str
     encoder_name: str
-    layer: int
+    layers: tuple[int, ...]
+    classifier: PhoneClassifier | None = None
 
     @property
     def size(self) -> int:
@@ -45,16 +53,25 @@ class Codebook:
     @property
     def fingerprint(self) -> str:
         """Hash of the centroids and their encoder; vocabulary, language model and vocoder carry it."""
-        return fingerprint({"centroids": self.centroids, "encoder": self.encoder, "layer": self.layer})
+        layer = self.layers[0] if len(self.layers) == 1 else self.layers
+        parts = {"centroids": self.centroids, "encoder": self.encoder, "layer": layer}
+        if self.classifier is not None:
+            parts |= {"weight": self.classifier.weight, "bias": self.classifier.bias}
+        return fingerprint(parts)
 
     def assign(self, features: np.ndarray) -> np.ndarray:
-        """Return the nearest centroid of every frame: ``[frames, dimension]`` → int64 ``[frames]``.
-
-        The nearest in ‖x − c‖² = ‖x‖² − 2x·c + ‖c‖², of which the first term is the same for all centroids.
+        """Return the unit of every frame: ``[frames, dimension]`` → int64 ``[frames]``.
 
         Raises:
             UserError: features of another dimension.
         """
+        if self.classifier is None:
+            return self._nearest(features)
+        means, lengths = self.classifier.segments(features)
+        return np.repeat(self._nearest(means), lengths)
+
+    def _nearest(self, features: np.ndarray) -> np.ndarray:
+        """Minimise ‖x − c‖² = ‖x‖² − 2x·c + ‖c‖², of which the first term is the same for all centroids."""
         if features.ndim != 2 or features.shape[1] != self.centroids.shape[1]:
             raise UserError(f"features {list(features.shape)} do not fit a codebook of {list(self.centroids.shape)}")
         norms = np.square(self.centroids).sum(axis=1)
@@ -67,10 +84,13 @@ class Codebook:
         """Write the artifact folder of kind "codebook"."""
         with new_folder(Path(folder)) as made:
             save_file({"centroids": np.ascontiguousarray(self.centroids)}, made / _CENTROIDS)
+            if self.classifier is not None:
+                self.classifier.save(made / _CLASSIFIER)
             settings = {
                 "encoder": self.encoder_name,
-                "layer": self.layer,
+                "layers": list(self.layers),
                 "size": self.size,
+                "phonetic": self.classifier is not None,
                 "codebook": self.fingerprint,
             }
             write_manifest(made, "codebook", settings, {"encoder": self.encoder})
@@ -85,8 +105,10 @@ class Codebook:
         manifest = read_manifest(Path(folder), "codebook")
         path = Path(folder) / _CENTROIDS
         try:
-            centroids = load_file(path)["centroids"]
-            book = cls(centroids, manifest.inputs["encoder"], manifest.settings["encoder"], manifest.settings["layer"])
+            centroids, settings = load_file(path)["centroids"], manifest.settings
+            classifier = load_classifier(path.with_name(_CLASSIFIER)) if settings.get("phonetic") else None
+            layers = tuple(settings["layers"])
+            book = cls(centroids, manifest.inputs["encoder"], settings["encoder"], layers, classifier)
             require_match(f"{folder}: the manifest", manifest.settings["codebook"], book.fingerprint)
         except (OSError, KeyError, SafetensorError) as error:
             raise UserError(f"{path}: damaged codebook ({error})") from error
@@ -105,14 +127,30 @@ def fit_codebook(features: Iterable[np.ndarray], encoder: Encoder, k: int = 200,
     Raises:
         UserError: fewer than k frames.
     """
+    return Codebook(_cluster(features, k, seed), encoder.fingerprint, encoder.name, encoder.layers)
+
+
+def fit_phonetic_codebook(utterances: Sequence[Heard], encoder: Encoder, k: int = 200, seed: int = 0) -> Codebook:
+    """Train a classifier of phones on utterances, and fit k centroids to what it says of their segments.
+
+    Raises:
+        UserError: no utterance's phones are timed, or there are fewer than k segments.
+    """
+    classifier = train_classifier(utterances, seed)
+    means = [classifier.segments(heard.features)[0] for heard in utterances]
+    return Codebook(_cluster(means, k, seed), encoder.fingerprint, encoder.name, encoder.layers, classifier)
+
+
+def _cluster(points: Iterable[np.ndarray], k: int, seed: int) -> np.ndarray:
     from sklearn.cluster import MiniBatchKMeans
 
-    arrays = list(features)
-    frames = np.concatenate(arrays) if arrays else np.zeros((0, encoder.dimension), np.float32)
-    if not 1 <= k <= len(frames):
-        raise UserError(f"k = {k}: expected 1 to {len(frames)}, the number of frames to fit a codebook on")
-    means = MiniBatchKMeans(k, batch_size=8192, n_init=3, random_state=seed).fit(frames)
-    return Codebook(means.cluster_centers_.astype(np.float32), encoder.fingerprint, encoder.name, encoder.layer)
+    arrays = list(points)
+    together = np.concatenate(arrays) if arrays else np.zeros((0, 1), np.float32)
+    if not 1 <= k <= len(together):
+        raise UserError(f"k = {k}: expected 1 to {len(together)}, the number of frames to fit a codebook on")
+    means = MiniBatchKMeans(k, batch_size=8192, n_init=3, random_state=seed).fit(together)
+    centroids: np.ndarray = means.cluster_centers_.astype(np.float32)
+    return centroids
 
 
 def merge_repeats(units: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+from collections.abc import Sequence
+from typing import TypeVar
 
 import numpy as np
 
 from sparq.errors import UserError
+from sparq.speech.phones import Phone
+
+T = TypeVar("T", "Word", Phone)
 
 
 class NothingToSayError(UserError):
@@ -37,10 +42,24 @@ class Utterance:
         waveform: float32 ``[samples]`` at 16 kHz.
         words: the words of ``text.split()`` with their times; None where the voice cannot tell, or where it reads other
             words than are written ("1984" is three words).
+        phones: what is heard, pauses included, with their times; None where the voice cannot tell.
     """
 
     waveform: np.ndarray
     words: tuple[Word, ...] | None
+    phones: tuple[Phone, ...] | None = None
+
+    def disturbed(self, waveform: np.ndarray, rate: float) -> Utterance:
+        """Return it as another waveform, in which everything comes ``rate`` times as early."""
+
+        def moved(times: Sequence[T] | None) -> tuple[T, ...] | None:
+            return (
+                None
+                if times is None
+                else tuple(dataclasses.replace(t, start=t.start / rate, end=t.end / rate) for t in times)
+            )
+
+        return Utterance(waveform, moved(self.words), moved(self.phones))
 
 
 class Voice(abc.ABC):
