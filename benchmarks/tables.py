@@ -165,6 +165,32 @@ def rotation(kept: dict[str, Any]) -> str:
     return table(["linear", *head, *(f"perplexity, {way}" for way in WAYS)], rows, left=1)
 
 
+HEARD = {
+    "hibari": "hibari",
+    "piper-joe": "Piper's Joe",
+    "kathleen": "a woman, recorded (Kathleen)",
+    "an4": "many people, recorded (AN4)",
+}
+
+
+def units(kept: dict[str, Any]) -> str:
+    rows = []
+    for book in kept["codebooks"].values():
+        kind = "phonetic" if book["phonetic"] else "plain"
+        layers = ", ".join(map(str, book["layers"]))
+        for source, scores in book["speech"].items():
+            numbers = [scores["phone_error_rate_percent"], scores["units_per_second"]]
+            rows.append(
+                [
+                    f"{kind}, k = {book['size']}, layers {layers}" if source == "hibari" else "",
+                    HEARD.get(source, source),
+                    *(number(value, 1) for value in numbers),
+                    number(scores.get("other_reader"), 2),
+                ]
+            )
+    return table(["units", "who is heard", "phone errors %", "units a second", "other reader"], rows, left=2)
+
+
 TABLES = (
     ("README.md", "demo-table", "demo_table", demo),
     ("README.md", "shipped", "shipped_models", shipped),
@@ -175,6 +201,7 @@ TABLES = (
     ("docs/outliers.md", "sinks", "outliers_shipped", attention_sinks),
     ("docs/outliers.md", "inputs-smollm2", "linear_inputs_smollm2", inputs),
     ("docs/outliers.md", "inputs-speechlm-none", "linear_inputs_speechlm_none", inputs),
+    ("docs/units.md", "units", "units", units),
     ("docs/optimizers.md", "optimizers", "optimizers", optimizers),
     ("docs/quantization.md", "speechlm-none-text", "quantization_speechlm_none_text", short_methods),
 )
