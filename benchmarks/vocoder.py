@@ -3,6 +3,7 @@
     python benchmarks/vocoder.py speed vocoder --threads 1        # the one that ships; or a folder, or a preset's name
     python benchmarks/vocoder.py first                            # a SpeechLM: when its first sound is there
     python benchmarks/vocoder.py voices runs/vocoder runs/voices  # a vocoder of many voices, a corpus with audio
+    python benchmarks/vocoder.py resynthesis vocoder runs/voices --source hibari
 
 Each call adds to the file; what it holds under another name stays. Times are the best of several, by the clock and by
 the processor: other programs make the first longer.
@@ -11,6 +12,7 @@ the processor: other programs make the first longer.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import time
@@ -24,9 +26,11 @@ import torch
 import sparq
 from sparq.artifacts import provenance, write_text
 from sparq.corpus.corpus import Corpus
+from sparq.evaluation.resynthesis import resynthesis
 from sparq.making import ready_made
 from sparq.speech.duration import DurationPredictor
 from sparq.speech.generator import UnitGenerator, VocoderConfig
+from sparq.speech.recogniser import load_recogniser
 from sparq.speech.speaker import load_speaker_encoder
 from sparq.speech.streaming import look_ahead
 from sparq.speech.vocoder import Vocoder
@@ -132,28 +136,40 @@ def voices(given: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def resynthesised(given: argparse.Namespace) -> dict[str, Any]:
+    """What ``sparq evaluate --vocoder`` measures, source by source."""
+    vocoder, corpus, judge = load(given.vocoder), Corpus.load(given.corpus), load_recogniser()
+    encoder = load_speaker_encoder(given.encoder or "resemblyzer")
+    return {
+        source: dataclasses.asdict(resynthesis(vocoder, corpus.recordings([source], "held_out"), judge, encoder))
+        for source in given.source or corpus.sources
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parts = parser.add_subparsers(required=True, dest="part")
-    for name, call in (("speed", speed), ("first", first), ("voices", voices)):
+    for name, call in (("speed", speed), ("first", first), ("voices", voices), ("resynthesis", resynthesised)):
         part = parts.add_parser(name)
         part.set_defaults(call=call)
         part.add_argument("--output", type=Path, default=Path("results/vocoder.json"))
-        if name != "voices":
+        if name in ("speed", "first"):
             part.add_argument("--threads", type=int, default=2)
             part.add_argument("--repeats", type=int, default=10)
     parts.choices["speed"].add_argument("vocoder")
     parts.choices["speed"].add_argument("--seconds", type=float, default=6.0)
     parts.choices["first"].add_argument("--model")
-    parts.choices["voices"].add_argument("vocoder")
-    parts.choices["voices"].add_argument("corpus", type=Path)
-    parts.choices["voices"].add_argument("--encoder")
+    for name in ("voices", "resynthesis"):
+        parts.choices[name].add_argument("vocoder")
+        parts.choices[name].add_argument("corpus", type=Path)
+        parts.choices[name].add_argument("--encoder")
+    parts.choices["resynthesis"].add_argument("--source", action="append")
     given = parser.parse_args()
     found = given.call(given)
     print(json.dumps(found, indent=1))
     kept = json.loads(given.output.read_text()) if given.output.exists() else {}
     what = getattr(given, "vocoder", None) or getattr(given, "model", None) or "speechlm-max"
-    name = f"{Path(what).name}" + (f", {given.threads} threads" if given.part != "voices" else "")
+    name = f"{Path(what).name}" + (f", {given.threads} threads" if given.part in ("speed", "first") else "")
     load_average = {"load_average": round(os.getloadavg()[0], 1)}
     kept.setdefault(given.part, {})[name] = {"made": provenance(), **load_average, **found}
     write_text(given.output, json.dumps(kept, indent=1) + "\n")
