@@ -274,3 +274,20 @@ def test_two_runs_do_not_write_the_same_stage(tmp_path):
     finally:
         process.kill()
     run_stage(root, Stage("work", {"files": 5}, {}, lambda _: pytest.fail("built twice")))
+
+
+def test_a_complete_stage_is_used_while_another_run_makes_it_anew(tmp_path):
+    """Runs side by side share stages: finding one complete takes no lock."""
+    root, log = tmp_path / "run", tmp_path / "log"
+    old = Stage("work", {"files": 4}, {}, lambda folder: (folder / "result.txt").write_text("old"))
+    run_stage(root, old)
+    process = child(root, log, 0.1)
+    wait_for_lines(log, 1, process)
+    try:
+        events: list[StageEvent] = []
+        run_stage(root, old, events.append)
+        assert [event.state for event in events] == ["skipped"]
+        assert (root / "work" / "result.txt").read_text() == "old"
+        assert process.wait(timeout=30) == 0
+    finally:
+        process.kill()

@@ -97,6 +97,11 @@ def run_stage(root: Path, stage: Stage, on_event: Callable[[StageEvent], None] =
     root = Path(root)
     folder = root / stage.name
     wanted = stage.fingerprint
+    # A complete stage is not locked, so that runs side by side may use it at once; a folder gets its name when it is.
+    complete = read_stage(folder)
+    if complete is not None and complete.fingerprint == wanted:
+        on_event(StageEvent(stage.name, "skipped", folder))
+        return complete
     made_root = not root.exists()
     try:
         root.mkdir(parents=True, exist_ok=True)
