@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import sparq
 from sparq.assets import shipped
 from sparq.attention import installed
 from sparq.evaluation import word_error_rate
+from sparq.language.card import CARD, card_licence
 from sparq.speech.recogniser import load_recogniser
 from sparq.speech.voices import load_voice
 
@@ -22,8 +24,19 @@ def test_the_weights_take_at_most_30_megabytes():
 
 
 @pytest.mark.parametrize("sink", ["none", "max", "zero"])
+def test_cards_say_what_was_measured(sink):
+    """They are written by benchmarks/cards.py, and have to be again when something is measured anew."""
+    card = (shipped(f"speechlm-{sink}") / CARD).read_text()
+    measured = json.loads((Path(__file__).parents[1] / "results" / "shipped_models.json").read_text())["sources"]
+    assert card_licence(shipped(f"speechlm-{sink}")) == "apache-2.0"
+    for scores in measured.values():
+        for name in ("asr_wer", "tts_wer", "text_perplexity"):
+            assert f" {scores[sink][name]:.2f} " in card
+
+
+@pytest.mark.parametrize("sink", ["none", "max", "zero"])
 def test_a_shipped_model_speaks_and_hears(sink):
-    lm = sparq.load(shipped(f"speechlm-{sink}"))
+    lm = sparq.load(f"speechlm-{sink}")
     settings = installed(lm.model)
     assert settings is not None
     assert settings.sink == sink

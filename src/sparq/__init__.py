@@ -59,14 +59,15 @@ def load(folder: str | Path | None = None, device: str = "cpu") -> SpeechLM:
     """Load a SpeechLM.
 
     Args:
-        folder: what ``SpeechLM.save`` or a run wrote; None for the model that ships with SpARQ.
+        folder: what ``SpeechLM.save`` or a run wrote, or the name of a model that ships (``speechlm-none``, ``-max``,
+            ``-zero``); None for the one of these that is the default.
         device: where it computes, in single precision.
 
     Raises:
         UserError: it is not such a folder, or it is damaged.
     """
     import sparq.quantization  # noqa: F401 (teaches transformers to load models of simulated quantisation)
-    from sparq.assets import DEFAULT_MODEL, shipped
+    from sparq.assets import model_folder
     from sparq.language.speech_lm import SpeechLM
 
-    return SpeechLM.load(shipped(DEFAULT_MODEL) if folder is None else folder, device)
+    return SpeechLM.load(model_folder(folder), device)

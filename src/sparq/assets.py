@@ -84,6 +84,19 @@ def resolve(path: str) -> Path:
     return Path(path) if inside == path else Path(__file__).parent / inside
 
 
+def model_folder(name: str | Path | None) -> Path:
+    """Find a SpeechLM: a folder, the name of one that ships, or None for the one that is the default.
+
+    A folder that is there goes before a name.
+
+    Raises:
+        UserError: this installation lacks what ships.
+    """
+    if name is None:
+        return shipped(DEFAULT_MODEL)
+    return shipped(str(name)) if str(name) in _SHIPPED and not Path(name).is_dir() else Path(name)
+
+
 def shipped(name: str) -> Path:
     """Find a folder of weights that ships with SpARQ: a codebook, a vocabulary, a vocoder or a SpeechLM.
 

@@ -27,11 +27,11 @@ from sparq.corpus.corpus import Corpus
 from sparq.corpus.plan import Split
 from sparq.errors import UserError
 from sparq.evaluation.scoring import task_losses
-from sparq.finetuning.outcome import Outcome, card_of, licence_of, name_of
+from sparq.finetuning.outcome import Outcome, card_of, name_of
 from sparq.finetuning.recordings import Recordings, corpus_config, is_corpus
 from sparq.finetuning.rehearsal import GeneralText, general_text
 from sparq.finetuning.scores import Scores, fitting, score, warnings
-from sparq.language.card import CARD, model_card
+from sparq.language.card import CARD, card_licence, model_card
 from sparq.language.speech_lm import SpeechLM
 from sparq.language.vocabulary import Vocabulary
 from sparq.making import SPEECHLM, TRAINING, Watcher, adapt_model
@@ -204,7 +204,7 @@ class FineTuning:
             speakers=self.recordings.speakers,
             rehearsed=len(self.general.rehearsed),
             base=name_of(self.model),
-            licence=licence_of(self.model),
+            licence=card_licence(self.model),
             settings=dump(self.adaptation),
             beam=self.beam,
             steps=last,

@@ -8,12 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sparq.assets import shipped, shipped_names
+from sparq.assets import shipped_names
 from sparq.errors import UserError
 from sparq.finetuning.scores import Scores
-from sparq.language.card import Card, card_licence
+from sparq.language.card import Card
 
-SHIPPED_LICENCE = "apache-2.0"
 SHIPPED_NOTE = (
     "They learnt from LJ Speech text (public domain), LibriTTS and VCTK text (CC BY 4.0), the Kathleen recordings "
     "(CC0 1.0) and CMU AN4 (BSD-style)."
@@ -99,19 +98,10 @@ class Outcome:
         return f"{method}{self.settings['qlora']['bits']}" if method == "qlora" else method
 
 
-def licence_of(model: Path) -> str:
-    """Tell the licence of a SpeechLM's weights: that of those that ship, or what the card in its folder names."""
-    return SHIPPED_LICENCE if _ships(model) else card_licence(model)
-
-
 def name_of(model: Path) -> str:
     """Name a SpeechLM by its folder; a run calls that "speechlm", in the folder of its variant."""
     parts = Path(model).resolve().parts
     return "/".join(parts[-2:]) if parts[-1] == "speechlm" else parts[-1]
-
-
-def _ships(model: Path) -> bool:
-    return model.name in shipped_names() and shipped(model.name) == model
 
 
 def table(outcome: Outcome) -> str:

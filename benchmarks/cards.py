@@ -1,0 +1,81 @@
+"""Write the cards of the models that ship: python benchmarks/cards.py.
+
+Numbers come from results/shipped_models.json, commands and dates from the folders themselves; what is said here in
+words has to be changed when others are trained.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from sparq.artifacts import read_manifest, write_text
+from sparq.language.card import CARD, Card, model_card
+
+ROOT = Path(__file__).resolve().parents[1]
+WEIGHTS = ROOT / "src" / "sparq" / "weights"
+ATTENTION = {
+    "none": "the ordinary softmax",
+    "max": "outlier-free attention, max-shift as the paper prints it (sink logit: the row's maximum)",
+    "zero": "outlier-free attention, softmax_1 (sink logit: 0)",
+}
+COLUMNS = {"test": "LJ Speech test sentences, voiced", "test/phrases": "phrases, voiced", "kathleen": "read by a human"}
+MEASURES = {
+    "word error rate of ASR, %": "asr_wer",
+    "word error rate of TTS, %": "tts_wer",
+    "text perplexity": "text_perplexity",
+    "speech perplexity": "speech_perplexity",
+}
+
+
+def card(sink: str, kept: dict[str, Any]) -> Card:
+    found = {source: kept["sources"][source][sink] for source in COLUMNS}
+    counts = ", ".join(f"{scores['utterances']} {COLUMNS[source]}" for source, scores in found.items())
+    made = read_manifest(WEIGHTS / f"speechlm-{sink}", "speechlm").made
+    return Card(
+        title=f"SpARQ speechlm-{sink}",
+        summary=(
+            "A language model of 4.3 million parameters that listens, speaks and writes English, with "
+            f"{ATTENTION[sink]}. It was made to try the method on a laptop, not to transcribe meetings."
+        ),
+        licence="apache-2.0",
+        licence_note=(
+            "Of what it learnt from, sentences of LibriTTS and VCTK are CC BY 4.0, those of LJ Speech in the public "
+            "domain, recordings of Kathleen CC0 and of AN4 under a BSD-style licence. The encoder (Moonshine, MIT) "
+            "and the judge are not part of it."
+        ),
+        usage=[f"sparq transcribe recording.wav --model speechlm-{sink}", "sparq speak 'It is late.' -o late.wav"],
+        data={
+            "speech": "38 hours: sentences of LJ Speech, VCTK and LibriTTS and phrases cut out of them, read aloud by "
+            "the voice hibari at three speeds; half of Kathleen's prompts and of AN4, recorded",
+            "units": "Moonshine tiny, layer 5, k-means with 200 clusters, runs merged",
+            "vocabulary": "1,000 SentencePiece pieces over letters and units",
+            "never trained on": "LJ Speech test sentences, Kathleen's last 132 prompts",
+        },
+        method={
+            "model": "Llama kind, 6 layers of 256, 8 heads, from nothing",
+            "trunk": "12 million pieces of the four tasks with the ordinary softmax, Muon, bfloat16, phrases first",
+            "then": "2 million pieces with its own attention, learning rate falling to 0",
+        },
+        columns=list(COLUMNS.values()),
+        measured={name: [scores[key] for scores in found.values()] for name, key in MEASURES.items()},
+        measured_on=f"On {counts}; beam of {kept['beam']} to listen, the judge of speech is Moonshine tiny.",
+        limits=[
+            "It knows one synthetic voice well; other people, noise and free conversation it understands badly.",
+            "Stretches of speech of at most 9 seconds; longer recordings are cut at pauses.",
+            "The text that it writes by itself is that of a very small model, and may be wrong or unfit.",
+            "English alone, without capitals and punctuation.",
+        ],
+        made={name: made[name] for name in ("command", "commit", "machine", "date")},
+    )
+
+
+def main() -> None:
+    kept = json.loads((ROOT / "results" / "shipped_models.json").read_text(encoding="utf-8"))
+    for sink in ATTENTION:
+        write_text(WEIGHTS / f"speechlm-{sink}" / CARD, model_card(card(sink, kept)))
+
+
+if __name__ == "__main__":
+    main()
