@@ -27,7 +27,7 @@ import sparq
 from sparq.adaptation.start import pretrained_model
 from sparq.artifacts import provenance, write_text
 from sparq.attention import load_pretrained
-from sparq.bench_commands import told_of
+from sparq.commands.bench import told_of
 from sparq.config import EvaluationConfig
 from sparq.corpus.corpus import Corpus
 from sparq.deployment.speed import BASELINE, LOW_BIT, ONNX, Load, compare, forms_here

@@ -15,8 +15,7 @@ SOURCE = Path(sparq.__file__).parent
 ROOMS = (
     ("errors", "artifacts", "assets", "schema", "config", "recipe", "stages", "progress"),
     ("attention",), ("speech",), ("quantization",), ("deployment",), ("language",), ("corpus",), ("adaptation",),
-    ("evaluation",), ("making",), ("finetuning",), ("pipeline",), ("paper",),
-    ("commands", "corpus_commands", "outlier_commands", "paper_commands", "bench_commands", "finetune_commands", "voice_commands", "speech_commands", "transcribe_commands"), ("cli",),
+    ("evaluation",), ("making",), ("finetuning",), ("pipeline",), ("paper",), ("commands",), ("cli",),
 )  # fmt: skip
 FLOORS = {name: floor for floor, names in enumerate(ROOMS) for name in names}
 FILES = sorted(path for path in SOURCE.rglob("*.py") if path.name != "__init__.py" or path.parent != SOURCE)

@@ -1,4 +1,4 @@
-"""What the parts of ``sparq paper`` do: read what was given, call one function, print."""
+"""What the paper says, beside what is measured: ``sparq paper``."""
 
 from __future__ import annotations
 
@@ -6,12 +6,36 @@ import argparse
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from sparq.commands import print_json
+from sparq.commands.arguments import add_command, add_model, add_settings, count, positive, print_json
 
 if TYPE_CHECKING:
     from sparq.paper.printed import Improvement, Other, Printed
 
 _MARK = "≠"  # behind a printed drop that does not follow from its row
+
+
+def add_paper(made: Any) -> None:
+    """Declare the parts of ``sparq paper``."""
+    text = "What the paper says, beside what is measured"
+    command = made.add_parser("paper", help=text, description=text)
+    parts = command.add_subparsers(required=True, dest="part", metavar="PART")
+    add_command(parts, "list", list_tables, "Name the paper's tables")
+    table = add_command(parts, "show", show_table, "Show a table as it is printed, its drops recomputed")
+    table.add_argument("table", help="its name, such as 1 or G.1")
+    text = "Measure a table or a figure, or all, and show it beside what is printed"
+    run = add_command(parts, "run", run_tables, text)
+    run.add_argument("table", help="1 to 11, G.1, figure3, figure4, or all")
+    run.add_argument("--scale", default="demo", help="at which size: the name of a scale that ships, or a YAML file")
+    run.add_argument("--seeds", type=positive, default=1, help="models of every cell; mean and deviation are shown")
+    run.add_argument("--ray", metavar="ADDRESS", help="do it on a Ray cluster ('local' for this machine)")
+    add_settings(run, "every model, such as adaptation.steps=50")
+    text = "Theorem C.1 at work on random models, and the norms of proposition C.1 in a SpeechLM"
+    theory = add_command(parts, "theory", show_theory, text)
+    theory.add_argument("--before", help="the SpeechLM before it was adapted, for the norms of what changed")
+    theory.add_argument("--length", type=positive, default=256, help="pieces in a sequence (default 256)")
+    theory.add_argument("--sequences", type=positive, default=4, help="that the model writes, of text and of speech")
+    theory.add_argument("--seed", type=count, default=0, help="of the models, and of what the SpeechLM writes")
+    add_model(theory)
 
 
 def list_tables(given: argparse.Namespace) -> None:

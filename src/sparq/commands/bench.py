@@ -1,4 +1,4 @@
-"""What the parts of ``sparq bench`` do: read what was given, call one function, print."""
+"""What a model costs on this machine: ``sparq bench``."""
 
 from __future__ import annotations
 
@@ -9,10 +9,26 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sparq.commands import print_json
+from sparq.commands.arguments import add_command, count, positive, print_json
 
 if TYPE_CHECKING:
     from sparq.deployment.speed import Speed
+
+
+def add_bench(made: Any) -> None:
+    """Declare the parts of ``sparq bench``."""
+    text = "Measure a model on this machine"
+    command = made.add_parser("bench", help=text, description=text)
+    parts = command.add_subparsers(required=True, dest="part", metavar="PART")
+    text = "Bytes, memory and speed in torch (float32, bfloat16, int8, 4 bits) and ONNX (float32, int8, 4 bits)"
+    part = add_command(parts, "deploy", deploy, text)
+    text = "a SpeechLM, a transformers folder or hub name, or smollm2-135m (default: the model that ships)"
+    part.add_argument("model", nargs="?", help=text)
+    part.add_argument("--prompt", type=positive, default=128, help="tokens read at once (default 128)")
+    part.add_argument("--tokens", type=positive, default=32, help="made one after another (default 32)")
+    part.add_argument("--repeats", type=positive, default=5, help="of which the fastest counts (default 5)")
+    part.add_argument("--threads", type=count, default=0, help="default: as many as torch takes")
+    part.add_argument("--device", default="cpu", help="where torch computes: cpu (default) or cuda")
 
 
 def deploy(given: argparse.Namespace) -> None:

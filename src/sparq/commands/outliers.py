@@ -1,4 +1,4 @@
-"""What ``sparq outliers`` does: measure where the outliers of a model are, tell, and draw them."""
+"""Where the outliers of a model are, measured, told and drawn: ``sparq outliers``."""
 
 from __future__ import annotations
 
@@ -7,12 +7,24 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sparq.commands import load_model, print_json
+from sparq.commands.arguments import add_command, load_model, positive, print_json
 from sparq.errors import UserError
 
 if TYPE_CHECKING:
     from sparq.language.tasks import Example
     from sparq.paper.outlier_maps import Measured
+
+
+def add_outliers(made: Any) -> None:
+    """Declare ``sparq outliers``."""
+    text = "Show where the outliers of a model are: by layer and module, by head, and how large they grow"
+    command = add_command(made, "outliers", outliers, text)
+    command.add_argument("data", help="a corpus folder, whose held-out part is read; or a text file")
+    command.add_argument("--sentences", type=positive, default=100, help="sequences read at most (default 100)")
+    command.add_argument("--length", type=positive, default=256, help="of a sequence, if the model is no SpeechLM")
+    command.add_argument("-o", "--output", help="a picture: an .svg, .png or .html file")
+    text = "a SpeechLM folder (default: the model that ships); with a text file also a transformers model"
+    command.add_argument("--model", help=text)
 
 
 def outliers(given: argparse.Namespace) -> None:

@@ -1,12 +1,29 @@
-"""What ``sparq finetune`` does: read what was given, call one function, print."""
+"""Fine-tuning on one's own recordings: ``sparq finetune``."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
 from pathlib import Path
+from typing import Any
 
-from sparq.commands import model_folder, print_json
+from sparq.commands.arguments import add_command, add_model, add_settings, model_folder, positive, print_json
+from sparq.config import FINETUNING_METHODS
+
+
+def add_finetune(made: Any) -> None:
+    """Declare ``sparq finetune``."""
+    text = "Fine-tune a SpeechLM on your own recordings and their transcripts, and say what that changed"
+    command = add_command(made, "finetune", finetune, text)
+    command.add_argument("folder", help="recordings with transcripts, in any layout that sparq corpus knows")
+    command.add_argument("-o", "--output", required=True, help="the new SpeechLM's folder")
+    text = "adapters (lora), the same on frozen weights of 8 or 4 bits, or all weights"
+    command.add_argument("--method", choices=FINETUNING_METHODS, default=FINETUNING_METHODS[0], help=text)
+    text = "different sentences kept to measure on (default: a tenth, from 8 to 100)"
+    command.add_argument("--held-out", type=positive, help=text)
+    command.add_argument("--beam", type=positive, default=8, help="width of the beam search that is measured with")
+    add_model(command)
+    add_settings(command, "the adaptation, such as steps=200 learning_rate=5e-4")
 
 
 def finetune(given: argparse.Namespace) -> None:

@@ -1,17 +1,25 @@
-"""What ``sparq transcribe`` does: find recordings, write down each, resume, and go on past broken ones."""
+"""Recordings written down, resumed, and gone on with past broken ones: ``sparq transcribe``."""
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import os
 import sys
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from sparq.commands import load_model, model_folder, print_json, search_options
+from sparq.commands.arguments import (
+    add_command,
+    add_model,
+    add_search,
+    load_model,
+    model_folder,
+    positive,
+    print_json,
+    search_options,
+)
+from sparq.commands.recordings import Recording, find_recordings, transcript_files, transcript_format
 from sparq.errors import SparqError, UserError
 
 if TYPE_CHECKING:
@@ -28,100 +36,38 @@ if TYPE_CHECKING:
 _WIDE = 512
 
 
-@dataclasses.dataclass(frozen=True)
-class _Recording:
-    """A file or standard input, where its transcript goes under the folder of ``-o``, and what there is to hear."""
-
-    name: str
-    source: Path | IO[bytes]
-    place: Path
-
-    @property
-    def stated_seconds(self) -> float:
-        from sparq.speech.audio import stated_seconds
-
-        return stated_seconds(self.source) if isinstance(self.source, Path) else 0.0
+def add_transcribe(made: Any) -> None:
+    """Declare ``sparq transcribe``."""
+    text = "Write down what is said in recordings of any length"
+    command = add_command(made, "transcribe", transcribe, text)
+    command.add_argument(
+        "paths", nargs="+", metavar="PATH", help="audio files, folders of them, '-' for standard input"
+    )
+    command.add_argument("-o", "--output", help="a .txt, .srt, .vtt or .json file; any other name is a folder")
+    command.add_argument("--format", choices=("text", "srt", "vtt", "json"), help="default: that of the file, or text")
+    text = "tell when each word is said (in JSON), and cut subtitles between words"
+    command.add_argument("--words", action="store_true", help=text)
+    command.add_argument("--overwrite", action="store_true", help="make transcripts anew that are there already")
+    command.add_argument("--batch", type=positive, default=16, help="stretches of speech at once (default 16)")
+    text = "what tells speech from the rest: silero (default), or loudness, which takes any sound for speech"
+    command.add_argument("--detector", default="silero", help=text)
+    add_model(command)
+    add_search(command)
 
 
 def transcribe(given: argparse.Namespace) -> None:
     """Write down what is said."""
-    found = _recordings(given.paths)
-    form = _form(given)
+    found = find_recordings(given.paths)
+    form = transcript_format(given)
     if given.output is not None:
-        _into_files(given, form, _outputs(given, form, found))
+        _into_files(given, form, transcript_files(given, form, found))
     elif form in {"text", "json"} or len(found) == 1:
         _onto_standard_output(given, form, found)
     else:
         raise UserError(f"-o: missing (expected a folder for the {form} files of {len(found)} recordings)")
 
 
-def _recordings(paths: Sequence[str]) -> list[_Recording]:
-    """Find the recordings that were named: files, those of folders, and standard input.
-
-    Raises:
-        UserError: a folder without recordings.
-    """
-    from sparq.speech.audio import SUFFIXES
-
-    found = []
-    for given in paths:
-        path = Path(given)
-        if given == "-":
-            found.append(_Recording("standard input", sys.stdin.buffer, Path("standard-input")))
-        elif path.is_dir():
-            inside = [one.relative_to(path) for one in path.rglob("*") if one.suffix.lower() in SUFFIXES]
-            # What begins with a dot is hidden, or left by another system beside the recording of that name.
-            shown = sorted(one for one in inside if not one.name.startswith(".") and (path / one).is_file())
-            if not shown:
-                raise UserError(f"{given}: holds no recordings (files that end in {', '.join(sorted(SUFFIXES))})")
-            found += [_Recording(str(path / one), path / one, one) for one in shown]
-        else:
-            found.append(_Recording(given, path, Path(path.name)))
-    return found
-
-
-def _form(given: argparse.Namespace) -> str:
-    from sparq.language.transcript import FORMATS
-
-    if given.json and given.format not in {None, "json"}:
-        raise UserError(f"--format: {given.format} (does not go with --json)")
-    of_file = {suffix: form for form, suffix in FORMATS.items()}.get(Path(given.output or "").suffix.lower(), "text")
-    return "json" if given.json else given.format or of_file
-
-
-def _outputs(given: argparse.Namespace, form: str, found: list[_Recording]) -> list[tuple[_Recording, Path]]:
-    """Say which file each transcript goes to.
-
-    A name that ends as transcripts do is a file, any other a folder. Where ``a.wav`` and ``a.mp3`` lie side by side,
-    their suffixes stay.
-
-    Raises:
-        UserError: one file for several recordings, one name for two of them, or a place that cannot be written to.
-    """
-    from sparq.language.transcript import FORMATS
-
-    output, suffix = Path(given.output), FORMATS[form]
-    if output.suffix.lower() in FORMATS.values() and not output.is_dir():
-        if len(found) > 1:
-            raise UserError(f"-o: {output} (expected a folder for the transcripts of {len(found)} recordings)")
-        if not output.parent.is_dir():
-            raise UserError(f"-o: {output}: there is no folder {output.parent}")
-        return [(found[0], output)]
-    above = next(folder for folder in (output, *output.parents) if folder.exists())
-    if not above.is_dir():
-        raise UserError(f"-o: {above}: is in the way (it is no folder)")
-    alike = Counter(one.place.with_suffix("") for one in found)
-    made: dict[Path, _Recording] = {}
-    for one in found:
-        kept = one.place.suffix if alike[one.place.with_suffix("")] > 1 else ""
-        target = output / one.place.with_suffix(f"{kept}{suffix}")
-        if target in made:
-            raise UserError(f"{one.name}: {target} is already for {made[target].name}; transcribe them apart")
-        made[target] = one
-    return [(one, target) for target, one in made.items()]
-
-
-def _into_files(given: argparse.Namespace, form: str, wanted: list[tuple[_Recording, Path]]) -> None:
+def _into_files(given: argparse.Namespace, form: str, wanted: list[tuple[Recording, Path]]) -> None:
     from sparq.language.transcript import written
 
     waiting = {one: target for one, target in wanted if given.overwrite or not target.exists()}
@@ -136,14 +82,14 @@ def _into_files(given: argparse.Namespace, form: str, wanted: list[tuple[_Record
             bar.say(f"{waiting[one]}: {seconds:.1f} s, {len(segments)} segment{'s' * (len(segments) != 1)}")
 
 
-def _unfinished(given: argparse.Namespace, waiting: Mapping[_Recording, Path]) -> dict[_Recording, Unfinished | None]:
+def _unfinished(given: argparse.Namespace, waiting: Mapping[Recording, Path]) -> dict[Recording, Unfinished | None]:
     """Find what is heard already of recordings; of standard input nothing, which is never the same again."""
     from sparq.artifacts import fingerprint, read_manifest
     from sparq.language.unfinished import Unfinished
 
     settings = (search_options(given), given.detector, given.words)
     model = read_manifest(model_folder(given), "speechlm").fingerprint if waiting else ""
-    found: dict[_Recording, Unfinished | None] = dict.fromkeys(waiting)
+    found: dict[Recording, Unfinished | None] = dict.fromkeys(waiting)
     for one, target in waiting.items():
         if isinstance(one.source, Path) and one.source.is_file():
             state = one.source.stat()
@@ -162,7 +108,7 @@ def _write(path: Path, text: str) -> None:
         raise UserError(f"{path}: cannot be written ({error.strerror})") from error
 
 
-def _onto_standard_output(given: argparse.Namespace, form: str, found: list[_Recording]) -> None:
+def _onto_standard_output(given: argparse.Namespace, form: str, found: list[Recording]) -> None:
     from sparq.language.transcript import entry, written
     from sparq.speech.audio import RATE, load_audio
 
@@ -197,15 +143,15 @@ def _model(given: argparse.Namespace) -> SpeechLM:
     return lm
 
 
-def _bar(found: list[_Recording], *, quiet: bool) -> ListeningBar:
+def _bar(found: list[Recording], *, quiet: bool) -> ListeningBar:
     from sparq.progress import ListeningBar
 
     return ListeningBar(len(found), sum(one.stated_seconds for one in found), quiet=quiet)
 
 
 def _transcripts(
-    given: argparse.Namespace, found: Mapping[_Recording, Unfinished | None], bar: ListeningBar, *, alone: bool
-) -> Iterator[tuple[_Recording, float, list[Segment]]]:
+    given: argparse.Namespace, found: Mapping[Recording, Unfinished | None], bar: ListeningBar, *, alone: bool
+) -> Iterator[tuple[Recording, float, list[Segment]]]:
     """Give each recording with its seconds and segments; what cannot be read is told and left out.
 
     Segments are kept in what is unfinished as they come, and those that are there already are not heard again.
@@ -216,7 +162,7 @@ def _transcripts(
     """
     from sparq.language.listening import listen
 
-    opened: list[tuple[_Recording, float]] = []
+    opened: list[tuple[Recording, float]] = []
     if not found:
         return
 
@@ -253,7 +199,7 @@ def _transcripts(
 
 
 def _waveforms(
-    found: Iterable[_Recording], opened: list[tuple[_Recording, float]], bar: ListeningBar, *, alone: bool
+    found: Iterable[Recording], opened: list[tuple[Recording, float]], bar: ListeningBar, *, alone: bool
 ) -> Iterator[np.ndarray]:
     """Read recordings one after another; those that can be read are put down in ``opened``, with their seconds."""
     from sparq.speech.audio import RATE, load_audio

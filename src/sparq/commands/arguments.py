@@ -1,0 +1,99 @@
+"""What several commands take, and how they read and answer it: numbers, settings, a model, a search, JSON."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sparq.errors import UserError
+
+if TYPE_CHECKING:
+    from sparq.language.generation import GenerationOptions
+    from sparq.language.speech_lm import SpeechLM
+
+Command = Callable[[argparse.Namespace], None]
+
+
+def positive(text: str) -> int:
+    """Read a whole number from 1 up."""
+    if not (text.isdecimal() and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"{text!r} (expected a whole number ≥ 1)")
+    return int(text)
+
+
+def count(text: str) -> int:
+    """Read a whole number from 0 up."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} (expected a whole number ≥ 0)")
+    return int(text)
+
+
+def add_command(made: Any, name: str, call: Command, text: str, *, as_json: bool = True) -> Any:
+    """Add a command, or a part of one, and what calls it."""
+    command = made.add_parser(name, help=text, description=text)
+    command.set_defaults(call=call, settings_anywhere=False)
+    if as_json:
+        command.add_argument("--json", action="store_true", help="print JSON")
+    return command
+
+
+def add_settings(command: Any, what: str) -> None:
+    """Let settings be given, ``key=value``, also behind options."""
+    command.add_argument("settings", nargs="*", default=[], metavar="KEY=VALUE", help=f"settings of {what}")
+    command.set_defaults(settings_anywhere=True)
+
+
+def add_model(command: Any) -> None:
+    """Let a SpeechLM be named."""
+    command.add_argument("--model", help="a SpeechLM folder (default: the model that ships)")
+
+
+def add_search(command: Any) -> None:
+    """Let it be said how an answer is searched for."""
+    text = "width of the beam search, 1 for greedy (default: 8 to transcribe, 1 to speak, none to continue)"
+    command.add_argument("--beam", type=positive, help=text)
+    command.add_argument("--temperature", type=float, help="sample instead of searching")
+    command.add_argument("--top-p", type=float, help="sample from this share of the probability")
+    command.add_argument("--seed", type=count, default=0, help="of the sampling")
+
+
+def read_settings(kind: Any, defaults: dict[str, Any], given: argparse.Namespace) -> Any:
+    """Read the settings of a command, ``key=value``, over its defaults."""
+    from sparq.schema import parse, with_overrides
+
+    return parse(kind, with_overrides(defaults, given.settings), f"sparq {given.command}")
+
+
+def load_model(given: argparse.Namespace) -> SpeechLM:
+    """Load the SpeechLM that ``--model`` names, or the one that ships."""
+    import sparq
+
+    return sparq.load(given.model)
+
+
+def model_folder(given: argparse.Namespace) -> Path:
+    """Find the folder of the SpeechLM that ``--model`` names, or of the one that ships."""
+    from sparq.assets import DEFAULT_MODEL, shipped
+
+    return Path(given.model) if given.model else shipped(DEFAULT_MODEL)
+
+
+def search_options(given: argparse.Namespace) -> GenerationOptions | None:
+    """Give the search that was asked for, or None."""
+    from sparq.language.generation import GenerationOptions, beam_search
+
+    if given.temperature is not None or given.top_p is not None:
+        if given.beam is not None:
+            raise UserError(f"--beam: {given.beam} (does not go with --temperature or --top-p, which sample)")
+        asked = {"temperature": given.temperature, "top_p": given.top_p, "seed": given.seed}
+        chosen: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
+        return GenerationOptions(method="sample", **chosen)
+    return None if given.beam is None else beam_search(given.beam)
+
+
+def print_json(value: object) -> None:
+    """Print what a command found, for programs to read."""
+    print(json.dumps(value, indent=1, ensure_ascii=False))
