@@ -2,52 +2,28 @@
 
 from __future__ import annotations
 
-import io
 import json
 import shutil
-import sys
-import types
 
 import numpy as np
 import pytest
 
-from sparq import cli
 from sparq.language.speech_lm import SpeechLM
 from sparq.speech.audio import RATE, load_audio, save_audio
 
 CUE = "00:00:0"
 
 
-@pytest.fixture
-def sparq(capfd, monkeypatch, tmp_path):
-    """Run a command in an empty folder; gives its exit code, standard output and standard error."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments, stdin: bytes = b""):
-        monkeypatch.setattr(sys, "stdin", types.SimpleNamespace(buffer=io.BytesIO(stdin), read=stdin.decode))
-        capfd.readouterr()
-        try:
-            code = cli.main([str(argument) for argument in arguments])
-        except SystemExit as end:
-            code = end.code
-        out, err = capfd.readouterr()
-        return code, out, err
-
-    return call
-
-
 @pytest.fixture(scope="module")
-def quick(tiny_run):
-    """The tiny model, held to few pieces by its positions; it hears at most 0.55 s at once."""
-    lm = SpeechLM.load(tiny_run.folder / "max" / "speechlm")
-    lm.model.config.max_position_embeddings = 48
-    return lm
+def listener(quick):
+    """The tiny model; held to few pieces, it hears at most 0.55 s at once."""
+    return SpeechLM.load(quick)
 
 
 @pytest.fixture
-def transcribe(sparq, quick, monkeypatch):
+def transcribe(sparq, listener, monkeypatch):
     """``sparq transcribe`` with a model that is loaded once for all."""
-    monkeypatch.setattr("sparq.load", lambda folder: quick)
+    monkeypatch.setattr("sparq.load", lambda folder: listener)
     return lambda *arguments, **more: sparq("transcribe", *arguments, "--beam", 1, **more)
 
 

@@ -1,0 +1,46 @@
+"""``sparq speak``, ``continue`` and ``vocoder``."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+import numpy as np
+
+from sparq.artifacts import read_manifest
+from sparq.speech.audio import load_audio, save_audio
+
+
+def test_speak_and_continue(sparq, tiny_run, quick, tmp_path):
+    code, out, err = sparq("speak", "Who?", "-o", "out.wav", "--model", quick)
+    assert (code, err) == (0, "")
+    said = load_audio(tmp_path / "out.wav")
+    assert out == f"out.wav: {said.size / 16_000:.1f} s\n"
+    sparq("speak", "-", "-o", "piped.wav", "--model", quick, stdin=b"Who?\n")
+    np.testing.assert_array_equal(load_audio(tmp_path / "piped.wav"), said)
+    code, out, err = sparq("speak", "Who?", "-o", "streamed.wav", "--stream", "--model", quick)
+    assert (code, err) == (0, "")
+    assert re.fullmatch(rf"streamed.wav: {said.size / 16_000:.1f} s, the first of it after \d+\.\d\d s\n", out)
+    np.testing.assert_allclose(load_audio(tmp_path / "streamed.wav"), said, atol=1e-3)
+    drawn = [sparq("continue", "who", "--model", quick, "--temperature", 2, "--seed", seed)[1] for seed in (1, 1, 2)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert drawn[0].startswith("who")
+    assert sparq("continue", "-", "--model", quick, "--temperature", 2, "--seed", 1, stdin=b"who")[1] == drawn[0]
+
+
+def test_continue_speech(sparq, tiny_run, lm, tmp_path):
+    save_audio(tmp_path / "short.wav", load_audio(tiny_run.audio)[:8000])
+    code, _, err = sparq("continue", "short.wav", "-o", "longer.ogg", "--model", lm, "--top-p", 0.5)
+    assert (code, err) == (0, "")
+    assert load_audio(tmp_path / "longer.ogg").size >= 7000
+
+
+def test_vocoder(sparq, corpus, tmp_path, monkeypatch):
+    from sparq import making
+
+    few = dataclasses.replace(making.VocoderTraining.preset("small"), duration_steps=2)
+    monkeypatch.setattr(making.VocoderTraining, "preset", lambda _: few)
+    code, out, _ = sparq("vocoder", corpus, "-o", "voice", "steps=1", "batch=1")
+    assert (code, out) == (0, "voice\n")
+    assert read_manifest(tmp_path / "voice", "vocoder").kind == "vocoder"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["voice"]
