@@ -149,3 +149,12 @@ def test_as_a_program():
     ran = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (ran.returncode, ran.stdout) == (2, "")
     assert ran.stderr == "sparq: nowhere.yaml: there is no such recipe file\n"
+
+
+def test_help_loads_nothing_heavy():
+    program = (
+        "import sys; from sparq import cli; cli._parser().format_help(); "
+        "print(sorted({'torch', 'transformers', 'numpy', 'sparq.recipe', 'sparq.making'} & set(sys.modules)))"
+    )
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert ran.stdout == "[]\n"
