@@ -48,7 +48,7 @@ def add_settings(command: Any, what: str) -> None:
 
 def add_model(command: Any) -> None:
     """Let a SpeechLM be named."""
-    command.add_argument("--model", help="a SpeechLM folder (default: the model that ships)")
+    command.add_argument("--model", help="a SpeechLM folder, or the name of one that ships (default: speechlm-max)")
 
 
 def add_search(command: Any) -> None:
@@ -76,9 +76,9 @@ def load_model(given: argparse.Namespace) -> SpeechLM:
 
 def model_folder(given: argparse.Namespace) -> Path:
     """Find the folder of the SpeechLM that ``--model`` names, or of the one that ships."""
-    from sparq.assets import DEFAULT_MODEL, shipped
+    from sparq import assets
 
-    return Path(given.model) if given.model else shipped(DEFAULT_MODEL)
+    return assets.model_folder(given.model)
 
 
 def search_options(given: argparse.Namespace) -> GenerationOptions | None:
