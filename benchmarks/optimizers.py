@@ -25,6 +25,7 @@ from sparq.adaptation.examples import ExampleStream
 from sparq.adaptation.start import new_model
 from sparq.adaptation.training import Training, adapt
 from sparq.artifacts import fingerprint, provenance, write_text
+from sparq.assets import ready_made
 from sparq.attention import install
 from sparq.config import AdaptationConfig, ModelConfig
 from sparq.corpus.utterance import Utterance
@@ -35,7 +36,6 @@ from sparq.evaluation.sinks import sinks
 from sparq.language.likelihood import padded_batches
 from sparq.language.tasks import Example
 from sparq.language.vocabulary import Vocabulary, load_vocabulary
-from sparq.making import ready_made
 from sparq.quantization import QuantizationConfig, quantize
 
 SHAPE = ModelConfig(hidden_size=128, layers=8, heads=4, intermediate_size=256, max_positions=256, dropout=0.0)

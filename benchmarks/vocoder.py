@@ -25,9 +25,9 @@ import torch
 
 import sparq
 from sparq.artifacts import provenance, write_text
+from sparq.assets import ready_made
 from sparq.corpus.corpus import Corpus
 from sparq.evaluation.resynthesis import resynthesis
-from sparq.making import ready_made
 from sparq.speech.duration import DurationPredictor
 from sparq.speech.generator import UnitGenerator, VocoderConfig
 from sparq.speech.recogniser import load_recogniser

@@ -9,7 +9,7 @@ import importlib.util
 import os
 from pathlib import Path
 
-from sparq.artifacts import new_folder
+from sparq.artifacts import MANIFEST, new_folder
 from sparq.errors import UserError
 
 _PACKAGED = {  # name → (import name, path inside the package, what to install)
@@ -84,17 +84,29 @@ def resolve(path: str) -> Path:
     return Path(path) if inside == path else Path(__file__).parent / inside
 
 
-def model_folder(name: str | Path | None) -> Path:
-    """Find a SpeechLM: a folder, the name of one that ships, or None for the one that is the default.
-
-    A folder that is there goes before a name.
+def ready_made(name: str, *, must_exist: bool = True) -> Path | None:
+    """Find a ready-made part: a SpARQ folder, or the name of one that ships.
 
     Raises:
-        UserError: this installation lacks what ships.
+        UserError: there is none, and there must be.
     """
-    if name is None:
-        return shipped(DEFAULT_MODEL)
-    return shipped(str(name)) if str(name) in _SHIPPED and not Path(name).is_dir() else Path(name)
+    if (Path(name) / MANIFEST).is_file():
+        return Path(name)
+    try:
+        return shipped(name)
+    except UserError:
+        if must_exist:
+            raise
+    return None
+
+
+def model_folder(name: str | Path | None) -> Path:
+    """Find a SpeechLM: a folder, there or not, the name of one that ships, or None for the one that is the default.
+
+    Raises:
+        UserError: this installation lacks the default.
+    """
+    return shipped(DEFAULT_MODEL) if name is None else ready_made(str(name), must_exist=False) or Path(name)
 
 
 def shipped(name: str) -> Path:

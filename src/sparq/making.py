@@ -18,13 +18,12 @@ from transformers import PreTrainedModel
 from sparq.adaptation.ends import START
 from sparq.adaptation.examples import ExampleStream
 from sparq.adaptation.training import HISTORY, Measure, Report, Training, adapt
-from sparq.artifacts import MANIFEST, fingerprint, read_manifest, require_match
-from sparq.assets import embedded, embedded_names, shipped
+from sparq.artifacts import fingerprint, read_manifest, require_match
+from sparq.assets import embedded, embedded_names, ready_made
 from sparq.attention import install
 from sparq.config import AdaptationConfig, AttentionConfig, VocoderTrainingConfig
 from sparq.corpus.corpus import Corpus
 from sparq.corpus.utterance import Utterance
-from sparq.errors import UserError
 from sparq.evaluation.scoring import live_measure, task_examples
 from sparq.language.folder import no_progress_bars
 from sparq.language.likelihood import padded_batches
@@ -260,22 +259,6 @@ def calibration_batches(
 def language_model(name: str) -> str:
     """Give what transformers loads for a name: the folder of a model that travels in a package, or the name itself."""
     return str(embedded(name)) if name in embedded_names() else name
-
-
-def ready_made(name: str, *, must_exist: bool = True) -> Path | None:
-    """Find a ready-made part: a SpARQ folder, or the name of one that ships.
-
-    Raises:
-        UserError: there is none, and there must be.
-    """
-    if (Path(name) / MANIFEST).is_file():
-        return Path(name)
-    try:
-        return shipped(name)
-    except UserError:
-        if must_exist:
-            raise
-    return None
 
 
 def known(folder: Path, kind: str) -> dict[str, str]:

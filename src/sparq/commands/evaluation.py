@@ -56,9 +56,9 @@ def evaluate(given: argparse.Namespace) -> None:
 def _evaluate_vocoder(given: argparse.Namespace) -> None:
     """Score a vocoder alone, on the units of held-out recordings."""
     from sparq.artifacts import require_match
+    from sparq.assets import ready_made
     from sparq.corpus.corpus import Corpus
     from sparq.evaluation.resynthesis import resynthesis
-    from sparq.making import ready_made
     from sparq.speech.recogniser import load_recogniser
     from sparq.speech.vocoder import Vocoder
 

@@ -83,7 +83,7 @@ class PhoneClassifier:
         lengths = np.diff(starts, append=len(logits))
         if not len(starts):
             return np.zeros((0, len(self.phones)), np.float32), lengths
-        roots = np.exp((logits - _log_sum_exp(logits)) / 2)
+        roots = np.exp(_log_softmax(logits) / 2)
         return np.add.reduceat(roots, starts, axis=0) / lengths[:, None].astype(np.float32), lengths
 
     def save(self, path: Path) -> None:
@@ -132,7 +132,8 @@ def train_classifier(utterances: Sequence[Heard], seed: int = 0) -> PhoneClassif
     phones = tuple(sorted(phone for phone, count in counts.items() if count >= _RARE or phone == PAUSE))
     if len(phones) < 2:
         raise UserError(
-            f"phonetic units: {counts.total()} frames with known phones (a voice that times them is needed)"
+            f"units.kind: phonetic needs a voice that times its phones, such as hibari "
+            f"({counts.total()} frames with known phones)"
         )
     classes = {phone: index for index, phone in enumerate(phones)}
     timed = [heard for heard in utterances if heard.timed]
@@ -150,7 +151,7 @@ def train_classifier(utterances: Sequence[Heard], seed: int = 0) -> PhoneClassif
 def _align(classifier: PhoneClassifier, heard: Heard, classes: dict[str, int]) -> np.ndarray | None:
     logits = classifier.logits(heard.features)
     sequence = [classes[phone] for phone in heard.phones if phone in classes]
-    found = align(logits - _log_sum_exp(logits), sequence, classes[PAUSE])
+    found = align(_log_softmax(logits), sequence, classes[PAUSE])
     return None if found is None or found[1] < _UNLIKELY else found[0]
 
 
@@ -198,7 +199,6 @@ def _train(
     return PhoneClassifier(halves.numpy(), bias.detach().numpy(), phones)
 
 
-def _log_sum_exp(logits: np.ndarray) -> np.ndarray:
-    largest = logits.max(axis=1, keepdims=True)
-    total: np.ndarray = largest + np.log(np.exp(logits - largest).sum(axis=1, keepdims=True))
-    return total
+def _log_softmax(logits: np.ndarray) -> np.ndarray:
+    found: np.ndarray = torch.from_numpy(logits).log_softmax(dim=1).numpy()
+    return found

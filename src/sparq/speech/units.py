@@ -147,7 +147,9 @@ def _cluster(points: Iterable[np.ndarray], k: int, seed: int) -> np.ndarray:
     arrays = list(points)
     together = np.concatenate(arrays) if arrays else np.zeros((0, 1), np.float32)
     if not 1 <= k <= len(together):
-        raise UserError(f"k = {k}: expected 1 to {len(together)}, the number of frames to fit a codebook on")
+        raise UserError(
+            f"k = {k}: expected 1 to {len(together)}, the number of frames or segments to fit a codebook on"
+        )
     means = MiniBatchKMeans(k, batch_size=8192, n_init=3, random_state=seed).fit(together)
     centroids: np.ndarray = means.cluster_centers_.astype(np.float32)
     return centroids
