@@ -173,6 +173,9 @@ def test_from_corpora_to_the_report(world):
 
 @pytest.mark.parametrize(("size", "sink"), [("350m", "max"), ("350m", "none"), ("1.3b", "zero")])
 def test_larger_models_share_what_is_made_before_them(world, size, sink):
+    smallest = Run(recipe(world, "125m"))  # no other test need have made them (this may be another process)
+    assert smallest.vocabulary
+    assert smallest.vocoder_manifest
     states = []
     run = Run(recipe(world, size), Watcher(stage=lambda event: states.append((event.name, event.state))), variant=size)
     affine = run.recipe.quantization[-1]
