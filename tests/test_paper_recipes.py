@@ -82,7 +82,7 @@ def tiny_vocoder():
     few = {"duration_steps": 2, "segment": 8, "discriminators": DiscriminatorConfig((2,), (4, 4), 1, 16)}
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(generator._PRESETS, "paper", VocoderConfig.preset("paper", channels=32, embedding=8))
-        patch.setattr(VocoderTraining, "preset", classmethod(lambda cls, name: cls(**few)))
+        patch.setattr(VocoderTraining, "preset", classmethod(lambda cls, name, steps: cls(steps=steps, **few)))
         yield
 
 

@@ -9,7 +9,6 @@ import shutil
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -227,7 +226,8 @@ def make_vocoder(config: VocoderTrainingConfig, corpus: Corpus, folder: Path) ->
     Raises:
         UserError: the corpus kept no audio.
     """
-    changes: dict[str, Any] = {k: v for k, v in (("steps", config.steps), ("batch", config.batch)) if v is not None}
+    given = {name: getattr(config, name) for name in ("batch", "warmup_steps", "balance", "seed")}
+    training = VocoderTraining.preset(config.preset, config.steps)
     encoder = None if config.speaker_encoder is None else load_speaker_encoder(config.speaker_encoder)
     speaker_dim = 0 if encoder is None else encoder.dimension
     vocoder = train_vocoder(
@@ -235,7 +235,7 @@ def make_vocoder(config: VocoderTrainingConfig, corpus: Corpus, folder: Path) ->
         folder / TRAINING,
         corpus.codebook.fingerprint,
         VocoderConfig.preset(config.preset, units=corpus.codebook.size, speaker_dim=speaker_dim),
-        dataclasses.replace(VocoderTraining.preset(config.preset), seed=config.seed, **changes),
+        dataclasses.replace(training, **{name: value for name, value in given.items() if value is not None}),
         encoder=encoder,
         start=None if config.start is None else Vocoder.load(_ready_vocoder(config.start)),
     )

@@ -260,12 +260,13 @@ def test_a_killed_run_of_many_voices_goes_on_and_does_not_embed_again(two_speake
         VocoderTrainer(two_speakers[:2], MANY, TRAINING, tmp_path / "part", encoder=encoder)
 
 
-def test_speakers_are_drawn_by_the_root_of_how_long_they_speak(two_speakers, tmp_path):
-    segments = Segments(two_speakers, MANY, TRAINING.segment, seed=0)
+@pytest.mark.parametrize("balance", [0, 0.5, 1])
+def test_speakers_are_drawn_by_a_power_of_how_long_they_speak(two_speakers, tmp_path, balance):
+    segments = Segments(two_speakers, MANY, TRAINING.segment, 0, balance)
     segments.embed(ByPitch(), tmp_path)
     low, high = segments.chances[:2].sum(), segments.chances[2]
     starts = [len(r.units) - TRAINING.segment + 1 for r in two_speakers]
-    assert low / high == pytest.approx(np.sqrt((starts[0] + starts[1]) / starts[2]))
+    assert low / high == pytest.approx(((starts[0] + starts[1]) / starts[2]) ** balance)
     units, waves, speakers = segments.draw(3, 200)
     assert (units.shape, waves.shape, speakers.shape) == ((200, 64), (200, 64 * HOP), (200, 2))
     assert speakers[:, 1].mean() == pytest.approx(high, abs=0.1)
@@ -305,3 +306,10 @@ def test_bad_data_and_other_checkpoints_are_refused(recordings, tmp_path):
         VocoderTrainer(recordings, HIFIGAN, TRAINING, tmp_path / "run")
     with pytest.raises(UserError, match="steps=0"):
         VocoderTraining(steps=0)
+
+
+@pytest.mark.parametrize("steps", [500, 20_000])
+def test_however_long_the_small_training_its_rate_falls_as_far(steps):
+    training = VocoderTraining.preset("small", steps)
+    assert training.steps == steps
+    assert training.decay ** (steps / 1000) == pytest.approx(1 / 6)

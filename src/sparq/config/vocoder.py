@@ -19,7 +19,10 @@ class VocoderTrainingConfig:
             begins anew.
         speaker_encoder: what tells voices apart, for a vocoder that speaks in all voices of the corpus and in those of
             recordings it never heard: "resemblyzer", or a WavLM for x-vectors (folder or hub name); null for one voice.
+        balance: how much more often than its share a voice is heard of which there is little: a voice's share is the
+            length of its recordings to this power (1: as long as they are, 0: all voices alike).
         steps: optimizer steps; null for what the preset takes.
+        warmup_steps: first steps without discriminators; null for what the preset takes.
         batch: segments in a batch; null for what the preset takes.
         seed: of the segments and of new weights.
     """
@@ -28,6 +31,8 @@ class VocoderTrainingConfig:
     preset: str = key("paper-384", choices=("paper", "paper-384", "small"))
     start: str | None = None
     speaker_encoder: str | None = None
+    balance: float = key(0.5, minimum=0, maximum=1)
     steps: int | None = key(None, minimum=1)
+    warmup_steps: int | None = key(None, minimum=0)
     batch: int | None = key(None, minimum=1)
     seed: int = key(0, minimum=0)

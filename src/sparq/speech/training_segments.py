@@ -1,7 +1,7 @@
 """What a vocoder is trained on: segments of recordings, of one speaker or of many.
 
 A vocoder of many voices hears each segment together with the speaker embedding of its recording. Who has little audio
-is drawn more often than its share: speakers by the square root of how long they speak.
+may be drawn more often than its share: speakers by a power of how long they speak.
 """
 
 from __future__ import annotations
@@ -51,7 +51,9 @@ class Segments:
         UserError: no recording is as long as a segment, or a unit is out of range.
     """
 
-    def __init__(self, recordings: Sequence[Recording], config: VocoderConfig, frames: int, seed: int) -> None:
+    def __init__(
+        self, recordings: Sequence[Recording], config: VocoderConfig, frames: int, seed: int, balance: float = 0.5
+    ) -> None:
         """Take recordings.
 
         Args:
@@ -59,6 +61,7 @@ class Segments:
             config: of the vocoder: its units, hop and rate.
             frames: of a segment.
             seed: of what is drawn.
+            balance: power of a speaker's length that is the share; 1 draws all segments alike, 0 all speakers.
         """
         self._config, self._length, self._seed = config, frames, seed
         self.recordings = [recording for recording in recordings if self._frames(recording) >= frames]
@@ -69,7 +72,7 @@ class Segments:
             raise UserError(f"vocoder training: unit {highest} is out of range for a codebook of {config.units}")
         self.embeddings: np.ndarray | None = None
         self.voices: SpeakerTable | None = None
-        self.chances = self._chances()
+        self.chances = self._chances(balance)
 
     def embed(self, encoder: SpeakerEncoder, folder: Path) -> None:
         """Tell who speaks in every recording, or read what an earlier start left in the folder.
@@ -115,11 +118,11 @@ class Segments:
     def _frames(self, recording: Recording) -> int:
         return min(len(recording.units), len(recording.waveform) // self._config.hop)
 
-    def _chances(self) -> np.ndarray:
-        """Say how likely each recording is drawn: every segment of a speaker alike, speakers by the root of theirs."""
+    def _chances(self, balance: float) -> np.ndarray:
+        """Say how likely each recording is drawn: every segment of a speaker alike."""
         starts = np.array([self._frames(r) - self._length + 1 for r in self.recordings], dtype=np.float64)
         spoken: dict[str, float] = {}
         for recording, count in zip(self.recordings, starts, strict=True):
             spoken[recording.speaker] = spoken.get(recording.speaker, 0.0) + count
-        chance = starts / np.sqrt([spoken[recording.speaker] for recording in self.recordings])
+        chance = starts * np.array([spoken[recording.speaker] for recording in self.recordings]) ** (balance - 1)
         return chance / chance.sum()

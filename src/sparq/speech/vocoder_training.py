@@ -61,6 +61,7 @@ class VocoderTraining:
         duration_steps: steps of the duration predictor, before all else.
         checkpoint_steps: steps between checkpoints.
         log_steps: steps over which a line of the log averages.
+        balance: a speaker's share of the segments is the length of their recordings to this power.
         seed: of weights and of the choice of segments.
         discriminators: sizes of the discriminators.
     """
@@ -80,6 +81,7 @@ class VocoderTraining:
     duration_steps: int = 1500
     checkpoint_steps: int = 1000
     log_steps: int = 50
+    balance: float = 0.5
     seed: int = 0
     discriminators: DiscriminatorConfig = dataclasses.field(default_factory=DiscriminatorConfig)
 
@@ -91,25 +93,30 @@ class VocoderTraining:
             raise UserError(f"vocoder training decay={self.decay}: expected more than 0 and at most 1")
 
     @classmethod
-    def preset(cls, name: str) -> VocoderTraining:
+    def preset(cls, name: str, steps: int | None = None) -> VocoderTraining:
         """Give what trains the vocoder configuration of this name: ``paper``, ``paper-384``, or ``small``.
 
         The small one is made for one CPU core (0.22 s a step) and is intelligible after the mel loss alone; more steps
-        than 6,250 wake the discriminators, at 0.53 s a step.
+        than 6,250 wake the discriminators, at 0.53 s a step. However many they are, its learning rate falls to a sixth.
+
+        Args:
+            name: of the preset.
+            steps: optimiser steps; None for the preset's.
 
         Raises:
             UserError: unknown name.
         """
         if name in ("paper", "paper-384"):
-            return cls()
+            return cls() if steps is None else cls(steps=steps)
         if name != "small":
             raise UserError(f"unknown vocoder preset {name!r}: expected one of paper, paper-384, small")
+        steps = steps or 6_250
         return cls(
-            steps=6_250,
+            steps=steps,
             warmup_steps=6_250,
             batch=8,
             segment=32,
-            decay=0.75,
+            decay=(1 / 6) ** (1000 / steps),
             mel_windows=(256, 512, 1024, 2048),
             clip=100.0,
             checkpoint_steps=250,
@@ -153,7 +160,7 @@ class VocoderTrainer:
                 + ("there is no speaker encoder" if encoder is None else f"{encoder.name} gives {encoder.dimension}")
             )
         self.config, self.training, self.folder = config, training, Path(folder)
-        self.segments = Segments(recordings, config, training.segment, training.seed)
+        self.segments = Segments(recordings, config, training.segment, training.seed, training.balance)
         self.step = 0
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         with torch.random.fork_rng(devices=[]):
