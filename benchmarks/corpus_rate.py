@@ -19,7 +19,7 @@ from typing import Any
 from threadpoolctl import threadpool_limits
 
 from sparq.artifacts import provenance, write_text
-from sparq.config import AugmentationConfig, CorpusConfig, EncoderConfig, SourceConfig, UnitsConfig
+from sparq.config import AugmentationConfig, CorpusConfig, SourceConfig, UnitsConfig
 from sparq.corpus.build import build_corpus
 from sparq.corpus.codebook import load_codebook, load_extractor
 from sparq.corpus.readers import read_corpus
@@ -52,7 +52,7 @@ def built(text: Path, sentences: int, **settings: Any) -> dict[str, Any]:
     """Build a corpus and say at which rate; starting the processes counts, which a large corpus does not notice."""
     source = SourceConfig(kind="text", path=str(text), limit=sentences, **settings)
     config = CorpusConfig(
-        sources=(source,), encoder=EncoderConfig(layers=(5,)), units=UnitsConfig(name="codebook"), processes=2
+        sources=(source,), units=UnitsConfig(name="codebook"), processes=2
     )  # fmt: skip
     begun, used = time.monotonic(), processor_seconds()
     with tempfile.TemporaryDirectory() as folder:

@@ -41,7 +41,6 @@ def _recipe(base: Path) -> dict[str, Any]:
         "name": "tiny",
         "corpus": {
             "sources": [{"kind": "text", "path": str(base / "tiny.tsv"), "held_out": 4, "keep_audio": 2}],
-            "encoder": {"name": "moonshine-tiny", "layers": [5]},
             "units": {"name": "codebook"},
             "processes": 1,
         },

@@ -23,7 +23,8 @@ class EncoderConfig:
 
     Attributes:
         name: "moonshine-tiny" (travels in a package), or a HuBERT folder or hub name.
-        layers: whose outputs are taken, side by side if there are several; null for the encoder's own default.
+        layers: whose outputs are taken, side by side if there are several; null for those of a ready codebook, else the
+            encoder's own default.
     """
 
     name: str = "moonshine-tiny"

@@ -81,8 +81,9 @@ def write_shard(codebook: Codebook, part: Part) -> tuple[Part, float]:
 def _build(config: CorpusConfig, plan: Plan, folder: Path, *, quiet: bool) -> None:
     for voice in sorted({item.voice for item in plan.items if item.voice}):
         load_voice(voice)  # what is missing is said now, and not by a worker
-    encoder = load_encoder(config.encoder.name, config.encoder.layers)
     ready = None if config.units.name is None else load_codebook(config.units.name)
+    layers = config.encoder.layers or (None if ready is None else ready.layers)
+    encoder = load_encoder(config.encoder.name, layers)
     if ready is not None:
         UnitExtractor(encoder, ready)  # raises if they were not made for each other
     units = fingerprint(config.units) if ready is None else ready.fingerprint
