@@ -158,3 +158,12 @@ def test_help_loads_nothing_heavy():
     )
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert ran.stdout == "[]\n"
+
+
+def test_that_a_recording_is_missing_is_said_before_anything_heavy_is_loaded():
+    program = (
+        "import sys; from sparq.cli import main; main(['transcribe', 'nowhere.wav']); "
+        "print(sorted({'torch', 'transformers'} & set(sys.modules)))"
+    )
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert (ran.stdout, ran.stderr) == ("[]\n", "sparq: nowhere.wav: no such file\n")

@@ -58,6 +58,8 @@ def add_transcribe(made: Any) -> None:
 def transcribe(given: argparse.Namespace) -> None:
     """Write down what is said."""
     found = find_recordings(given.paths)
+    if len(found) == 1 and isinstance(found[0].source, Path) and not found[0].source.exists():
+        raise UserError(f"{found[0].name}: no such file")  # said before anything is loaded
     form = transcript_format(given)
     if given.output is not None:
         _into_files(given, form, transcript_files(given, form, found))
