@@ -20,7 +20,12 @@ ATTENTION = {
     "max": "outlier-free attention, max-shift as the paper prints it (sink logit: the row's maximum)",
     "zero": "outlier-free attention, softmax_1 (sink logit: 0)",
 }
-COLUMNS = {"test": "LJ Speech test sentences, voiced", "test/phrases": "phrases, voiced", "kathleen": "read by a human"}
+COLUMNS = {
+    "test": "LJ Speech test sentences, voiced",
+    "test/phrases": "phrases, voiced",
+    "unseen": "sentences by two voices never heard",
+    "kathleen": "read by a human",
+}
 MEASURES = {
     "word error rate of ASR, %": "asr_wer",
     "word error rate of TTS, %": "tts_wer",
@@ -47,9 +52,10 @@ def card(sink: str, kept: dict[str, Any]) -> Card:
         ),
         usage=[f"sparq transcribe recording.wav --model speechlm-{sink}", "sparq speak 'It is late.' -o late.wav"],
         data={
-            "speech": "38 hours: sentences of LJ Speech, VCTK and LibriTTS and phrases cut out of them, read aloud by "
-            "the voice hibari at three speeds; half of Kathleen's prompts and of AN4, recorded",
-            "units": "Moonshine tiny, layer 5, k-means with 200 clusters, runs merged",
+            "speech": "60 hours: sentences of LJ Speech, VCTK and LibriTTS and phrases cut out of them, read aloud by "
+            "the voices hibari and flite at three speeds, by 26 of Kokoro's speakers and by Piper's joe; the "
+            "recordings of Kathleen and AN4, in six copies; half of it disturbed (rooms, noise, telephone)",
+            "units": "Moonshine tiny, layers 3 to 6, phonetic, 100 clusters, runs merged",
             "vocabulary": "1,000 SentencePiece pieces over letters and units",
             "never trained on": "LJ Speech test sentences, Kathleen's last 132 prompts",
         },
@@ -62,7 +68,7 @@ def card(sink: str, kept: dict[str, Any]) -> Card:
         measured={name: [scores[key] for scores in found.values()] for name, key in MEASURES.items()},
         measured_on=f"On {counts}; beam of {kept['beam']} to listen, the judge of speech is Moonshine tiny.",
         limits=[
-            "It knows one synthetic voice well; other people, noise and free conversation it understands badly.",
+            "It learnt mostly from synthetic voices and read sentences; free conversation it understands badly.",
             "Stretches of speech of at most 9 seconds; longer recordings are cut at pauses.",
             "The text that it writes by itself is that of a very small model, and may be wrong or unfit.",
             "English alone, without capitals and punctuation.",

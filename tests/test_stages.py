@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -291,3 +292,32 @@ def test_a_complete_stage_is_used_while_another_run_makes_it_anew(tmp_path):
         assert process.wait(timeout=30) == 0
     finally:
         process.kill()
+
+
+def test_further_processes_wait_for_the_first_and_join_in_its_work(tmp_path, monkeypatch):
+    """As ``torchrun`` starts them: each knows its RANK; the first one's work here needs the other's."""
+    joined = threading.Event()
+
+    def build(folder):
+        assert joined.wait(timeout=30)
+        (folder / "made.txt").write_text("whole")
+
+    def first():
+        time.sleep(0.5)  # the other looks before there is anything
+        for stage in (alone, shared):
+            run_stage(tmp_path, stage)
+
+    alone = Stage("alone", {}, {}, lambda folder: (folder / "made.txt").write_text("by one"))
+    shared = Stage("shared", {}, {}, build, join=lambda folder: joined.set())
+    monkeypatch.setattr(
+        "sparq.stages.is_first_process", lambda: threading.current_thread() is not threading.main_thread()
+    )
+    thread = threading.Thread(target=first)
+    thread.start()
+    for stage in (alone, shared):
+        assert run_stage(tmp_path, stage).fingerprint == stage.fingerprint
+        assert (tmp_path / stage.name / "made.txt").is_file()
+    thread.join()
+    joined.clear()
+    assert run_stage(tmp_path, shared).fingerprint == shared.fingerprint
+    assert not joined.is_set()  # what is complete is not joined in

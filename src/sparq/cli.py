@@ -64,6 +64,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code."""
     _quiet_libraries()
     given = _parse(arguments)
+    if os.environ.get("RANK", "0") != "0":
+        # Of the processes of a torchrun, the first one tells what comes out.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     try:
         given.call(given)
         sys.stdout.flush()

@@ -34,7 +34,7 @@ from sparq.quantization.blocks import architecture
 from sparq.speech.speaker import load_speaker_encoder
 from sparq.speech.vocoder import Vocoder, VocoderConfig
 from sparq.speech.vocoder_training import VocoderTraining, train_vocoder
-from sparq.stages import Stage, StageEvent, run_stage
+from sparq.stages import Stage, StageEvent, is_first_process, run_stage
 
 SPEECHLM, TRAINING, LEARNT = "speechlm", "training", "learnt"
 
@@ -110,8 +110,9 @@ def adapt_model(
         measure = live_measure(vocabulary, held_out)
     with no_progress_bars():  # of checkpoints, across the one that shows the training
         training = adapt(model, stream, config, folder, measure=measure, report=report)
-    for checkpoint in [*folder.glob("checkpoint-*"), *folder.glob(START)]:
-        shutil.rmtree(checkpoint)  # only needed while it trained
+    if is_first_process():
+        for checkpoint in [*folder.glob("checkpoint-*"), *folder.glob(START)]:
+            shutil.rmtree(checkpoint)  # only needed while it trained
     return training
 
 
@@ -135,17 +136,20 @@ def adapt_speechlm(
         UserError: the corpus has units of another codebook, or the output is a folder that no run made.
     """
 
-    def build(work: Path) -> None:
+    def train(work: Path) -> SpeechLM:
         lm = SpeechLM.load(model)
         architecture(lm.model)  # refuses a deployed model
         require_match("the model (its codebook)", lm.codebook.fingerprint, corpus.codebook.fingerprint)
         if sink is not None:
             install(lm.model, **AttentionConfig().arguments(sink))
         trained = adapt_model(lm.model, corpus, lm.vocabulary, config, work / TRAINING, watcher.training)
-        SpeechLM(trained.model, lm.vocabulary, lm.codebook, lm.vocoder, limits=lm.limits).save(work / SPEECHLM)
+        return SpeechLM(trained.model, lm.vocabulary, lm.codebook, lm.vocoder, limits=lm.limits)
+
+    def build(work: Path) -> None:
+        train(work).save(work / SPEECHLM)
 
     inputs = {"model": read_manifest(model, "speechlm").fingerprint, "corpus": corpus.fingerprint}
-    stage = Stage(output.name, {"sink": sink, "adaptation": config}, inputs, build)
+    stage = Stage(output.name, {"sink": sink, "adaptation": config}, inputs, build, join=train)
     run_stage(output.parent, stage, watcher.stage)
     return list(json.loads((output / TRAINING / HISTORY).read_text(encoding="utf-8")))
 

@@ -196,7 +196,8 @@ class Run:
         start = None if name is None else ready_made(name, must_exist=False)
         if start is not None:
             inputs |= known(start, "speechlm")
-        return self._run(Stage(self.name(sink), settings, inputs, partial(self._adapt, sink)))
+        build, join = partial(self._adapt, sink), partial(self._train, sink)
+        return self._run(Stage(self.name(sink), settings, inputs, build, join))
 
     def start(self, sink: str) -> PreTrainedModel:
         """Give the model that a variant's adaptation starts from, before its attention is installed."""
@@ -210,14 +211,15 @@ class Run:
         return new_model(recipe.model, vocabulary, recipe.adaptation.seed)
 
     def _adapt(self, sink: str, work: Path) -> None:
-        recipe, vocabulary = self.recipe, self.vocabulary
+        self._speechlm(self._train(sink, work)).save(work / SPEECHLM)
+
+    def _train(self, sink: str, work: Path) -> PreTrainedModel:
+        recipe = self.recipe
         model = self.start(sink)
         install(model, **recipe.attention.arguments(sink))
         self._speechlm(model)  # raises before the training if the parts were not made for each other
-        training = adapt_model(
-            model, self.corpus, vocabulary, recipe.adaptation, work / TRAINING, self.watcher.training
-        )
-        self._speechlm(training.model).save(work / SPEECHLM)
+        report = self.watcher.training
+        return adapt_model(model, self.corpus, self.vocabulary, recipe.adaptation, work / TRAINING, report).model
 
     def quantized(self, sink: str, row: QuantizationRow) -> Manifest:
         """One variant at one width, quantised if need be (simulated)."""

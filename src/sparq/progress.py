@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from sparq.stages import StageEvent
+from sparq.stages import StageEvent, is_first_process
 
 COLUMNS = {
     "text_perplexity": "text\nperplexity",
@@ -26,10 +26,13 @@ COLUMNS = {
 
 
 class Terminal:
-    """Draws on standard error, so that standard output holds results alone; ``quiet`` draws nothing."""
+    """Draws on standard error, so that standard output holds results alone; ``quiet`` draws nothing.
+
+    Of the processes of a ``torchrun``, the first one draws.
+    """
 
     def __init__(self, *, quiet: bool = False) -> None:
-        self._console = Console(stderr=True, quiet=quiet, highlight=False)
+        self._console = Console(stderr=True, quiet=quiet or not is_first_process(), highlight=False)
         self._bar = Progress(
             TextColumn("  {task.description}"),
             BarColumn(),

@@ -7,6 +7,8 @@ A stage is known by a fingerprint of its name, settings and inputs. Its work is 
 - work that was killed is found again by its fingerprint, and handed to ``build`` once more, which goes on from what
   it finds there;
 - changed settings or inputs have another fingerprint, so they begin anew, and the old folder stays until then.
+
+Under ``torchrun`` the first process makes the folders. The others wait, and take part where a stage says how.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from typing import Any, Literal
 from sparq.artifacts import Manifest, fingerprint, provenance, write_text
 from sparq.errors import UserError
 
+_GLANCE = 0.2  # seconds between two looks at what another process makes
 RECORD = "stage.json"  # not the name of an artifact's manifest: a stage's folder may be an artifact itself
 State = Literal["skipped", "started", "resumed", "rebuilt", "finished"]
 
@@ -40,12 +43,15 @@ class Stage:
         inputs: name of each input → its fingerprint, usually that of the manifest of the stage before.
         build: does the work inside the folder it is given. The folder is empty the first time; after a kill it holds
             what the last try left, so files that stand for finished work must be written whole.
+        join: what the further processes of a ``torchrun`` do in that folder while the first one builds; None lets them
+            wait for it.
     """
 
     name: str
     settings: Mapping[str, Any]
     inputs: Mapping[str, str]
     build: Callable[[Path], None]
+    join: Callable[[Path], object] | None = None
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
@@ -97,6 +103,8 @@ def run_stage(root: Path, stage: Stage, on_event: Callable[[StageEvent], None] =
     root = Path(root)
     folder = root / stage.name
     wanted = stage.fingerprint
+    if not is_first_process():
+        return _join_stage(folder, _unfinished(folder, wanted), stage)
     # A complete stage is not locked, so that runs side by side may use it at once; a folder gets its name when it is.
     complete = read_stage(folder)
     if complete is not None and complete.fingerprint == wanted:
@@ -116,7 +124,7 @@ def run_stage(root: Path, stage: Stage, on_event: Callable[[StageEvent], None] =
                 return done
             if done is None and folder.exists():
                 raise UserError(f"{folder}: is in the way (it has no {RECORD}, so no run made it; move it elsewhere)")
-            work = root / f".{stage.name}.{wanted}.partial"
+            work = _unfinished(folder, wanted)
             state: State = "resumed" if work.exists() else "started" if done is None else "rebuilt"
             on_event(StageEvent(stage.name, state, folder))
             begun = time.monotonic()
@@ -130,6 +138,11 @@ def run_stage(root: Path, stage: Stage, on_event: Callable[[StageEvent], None] =
                 root.rmdir()  # only when nothing was made in it
 
 
+def is_first_process() -> bool:
+    """Whether this is the first of the processes that ``torchrun`` started, or there are no others."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
 def read_stage(folder: Path) -> Manifest | None:
     """Read the record of a complete stage; None when the folder is not one."""
     try:
@@ -137,6 +150,24 @@ def read_stage(folder: Path) -> Manifest | None:
         return Manifest(**data)
     except (OSError, ValueError, TypeError):
         return None
+
+
+def _unfinished(folder: Path, wanted: str) -> Path:
+    return folder.with_name(f".{folder.name}.{wanted}.partial")
+
+
+def _join_stage(folder: Path, work: Path, stage: Stage) -> Manifest:
+    """Wait until the first process has made the folder, taking part in the work where there is a part to take."""
+    joined = stage.join is None
+    while True:
+        done = read_stage(folder)
+        if done is not None and done.fingerprint == stage.fingerprint:
+            return done
+        if not joined and work.is_dir() and read_stage(work) is None:
+            assert stage.join is not None
+            stage.join(work)
+            joined = True
+        time.sleep(_GLANCE)
 
 
 def _build(stage: Stage, work: Path) -> Manifest:

@@ -265,6 +265,7 @@ def adapt(
         finished = trainer.go_on(checkpoint)
     finally:
         live.close()
+    trainer.accelerator.wait_for_everyone()  # all have read the checkpoints that the caller may remove
     history = _by_step(trainer.state.log_history)
     if trainer.is_world_process_zero():
         write_text(folder / HISTORY, json.dumps(history, indent=1) + "\n")

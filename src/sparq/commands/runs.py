@@ -43,8 +43,15 @@ def run(given: argparse.Namespace) -> None:
 
     from sparq.making import Watcher
     from sparq.paper.summary import finish
+    from sparq.pipeline import Run
     from sparq.progress import Terminal
+    from sparq.stages import is_first_process
 
+    if not is_first_process():
+        beside = Run(recipe)
+        for sink in recipe.attention.sinks:
+            beside.adapted(sink)
+        return
     with Terminal(quiet=given.json) as terminal:
         watcher = Watcher(terminal.stage, terminal.training, terminal.note)
         rows, report = finish(recipe, watcher, quiet=given.json)

@@ -88,7 +88,7 @@ class FineTuning:
             known = self._corpus_stage.fingerprint
         inputs = {"model": read_manifest(model, "speechlm").fingerprint, "corpus": known}
         self._before = Stage("before", {"beam": beam}, inputs, partial(self._score, model))
-        self._tuned = Stage("tuned", {"adaptation": adaptation}, inputs, self._train)
+        self._tuned = Stage("tuned", {"adaptation": adaptation}, inputs, self._build, join=self._train)
         inputs = {"model": self._tuned.fingerprint, "corpus": known}
         self._after = Stage("after", {"beam": beam}, inputs, partial(self._score, self.work / "tuned" / SPEECHLM))
         inputs = {"before": self._before.fingerprint, "after": self._after.fingerprint}
@@ -160,7 +160,10 @@ class FineTuning:
         found = score(lm, held_out, self.general.held_out, self.beam, self.watcher.note)
         write_text(work / SCORES, json.dumps(dataclasses.asdict(found), indent=1) + "\n")
 
-    def _train(self, work: Path) -> None:
+    def _build(self, work: Path) -> None:
+        self._train(work).save(work / SPEECHLM)
+
+    def _train(self, work: Path) -> SpeechLM:
         lm = SpeechLM.load(self.model)
         trained = adapt_model(
             lm.model,
@@ -172,7 +175,7 @@ class FineTuning:
             rehearsed=self.general.rehearsed,
             measure=self._measure(lm.vocabulary),
         )
-        SpeechLM(trained.model, lm.vocabulary, lm.codebook, lm.vocoder, limits=lm.limits).save(work / SPEECHLM)
+        return SpeechLM(trained.model, lm.vocabulary, lm.codebook, lm.vocoder, limits=lm.limits)
 
     def _measure(self, vocabulary: Vocabulary) -> Measure:
         """Measure what stopping needs on all that is held out; outliers would take several times as long."""
