@@ -8,9 +8,14 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
+
+import torch
 
 from sparq.artifacts import provenance, write_text
 from sparq.assets import shipped
@@ -51,6 +56,14 @@ def resynthesis(vocoder: Vocoder, utterances: Sequence[Utterance], judge: Recogn
     return {name: round(word_error_rate(texts, judge.transcribe(waves)).wer, 2) for name, waves in spoken.items()}
 
 
+def measure(folder: Path, source: str, corpus: Path, sentences: int, beam: int) -> dict[str, object]:
+    """Score one model on one source, on one thread."""
+    torch.set_num_threads(1)
+    held_out = Corpus.load(corpus).utterances("held_out", [source])
+    config = EvaluationConfig(sentences=sentences, beam=beam)
+    return told(assess(SpeechLM.load(folder), held_out, load_recogniser(), config))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("corpus", type=Path)
@@ -58,21 +71,21 @@ def main() -> None:
     parser.add_argument("--models", default="speechlm-{sink}", help="a shipped name or a folder, with {sink} in it")
     parser.add_argument("--sentences", type=int, default=200, help="of each source, at most")
     parser.add_argument("--beam", type=int, default=EvaluationConfig().beam)
+    parser.add_argument("--processes", type=int, default=2, help="models at work side by side")
     parser.add_argument("--output", type=Path, required=True)
     given = parser.parse_args()
     corpus, judge = Corpus.load(given.corpus), load_recogniser()
-    config = EvaluationConfig(sentences=given.sentences, beam=given.beam)
-    measured: dict[str, dict[str, object]] = {}
-    for sink in SINKS:
-        name = given.models.replace("{sink}", sink)
-        lm = SpeechLM.load(Path(name) if Path(name).is_dir() else shipped(name))
-        for source in given.sources:
-            result = assess(lm, corpus.utterances("held_out", [source]), judge, config)
-            measured.setdefault(source, {})[sink] = told(result)
-            print(
-                f"{sink:5} {source:16} ASR WER {result.scores.asr_wer:5.1f} %  TTS WER {result.scores.tts_wer:5.1f} %",
-                flush=True,
-            )
+    names = {sink: given.models.replace("{sink}", sink) for sink in SINKS}
+    folders = {sink: Path(name) if Path(name).is_dir() else shipped(name) for sink, name in names.items()}
+    measured: dict[str, dict[str, object]] = {source: {} for source in given.sources}
+    with ProcessPoolExecutor(given.processes, get_context("spawn")) as pool:
+        asked = [
+            (source, sink, pool.submit(measure, folders[sink], source, given.corpus, given.sentences, given.beam))
+            for source, sink in itertools.product(given.sources, SINKS)
+        ]
+        for source, sink, answer in asked:
+            measured[source][sink] = found = answer.result()
+            print(f"{sink:5} {source:16} WER % of ASR {found['asr_wer']}, of TTS {found['tts_wer']}", flush=True)
     vocoder = Vocoder.load(shipped("vocoder"))
     resynthesised = {
         source: resynthesis(vocoder, corpus.utterances("held_out", [source])[: given.sentences], judge)
