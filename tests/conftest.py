@@ -44,7 +44,7 @@ def _recipe(base: Path) -> dict[str, Any]:
             "units": {"name": "codebook"},
             "processes": 1,
         },
-        "vocabulary": {"size": 236},
+        "vocabulary": {"size": 136},
         "vocoder": {"name": str(base / "voice")},
         "model": {
             "hidden_size": 16, "layers": 1, "heads": 2, "intermediate_size": 16, "max_positions": 512, "dropout": 0,

@@ -39,7 +39,7 @@ def test_vocoder(sparq, corpus, tmp_path, monkeypatch):
     from sparq import making
 
     few = dataclasses.replace(making.VocoderTraining.preset("small"), duration_steps=2)
-    monkeypatch.setattr(making.VocoderTraining, "preset", lambda _: few)
+    monkeypatch.setattr(making.VocoderTraining, "preset", lambda _, steps: dataclasses.replace(few, steps=steps))
     code, out, _ = sparq("vocoder", corpus, "-o", "voice", "steps=1", "batch=1")
     assert (code, out) == (0, "voice\n")
     assert read_manifest(tmp_path / "voice", "vocoder").kind == "vocoder"
