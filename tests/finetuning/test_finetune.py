@@ -199,7 +199,7 @@ def test_one_line_and_exit_code_2(command, record, base, tiny_run, mine, tmp_pat
     (tmp_path / "text.jsonl").write_text('{"text": "hello"}\n')
     names = {"quantised": tiny_run.folder / "max-W8A8" / "speechlm", "others": tmp_path / "others"}
     if "long" in line:
-        record(tmp_path / "long", count=3, seconds=10)
+        record(tmp_path / "long", count=3, seconds=20)
     if "others" in line:
         _with_another_codebook(mine.with_name("mine.work") / "corpus", tmp_path / "others")
     arguments = [word.format(**names) for word in line.split()]
