@@ -51,9 +51,7 @@ def processor_seconds() -> float:
 def built(text: Path, sentences: int, **settings: Any) -> dict[str, Any]:
     """Build a corpus and say at which rate; starting the processes counts, which a large corpus does not notice."""
     source = SourceConfig(kind="text", path=str(text), limit=sentences, **settings)
-    config = CorpusConfig(
-        sources=(source,), units=UnitsConfig(name="codebook"), processes=2
-    )  # fmt: skip
+    config = CorpusConfig(sources=(source,), units=UnitsConfig(name="codebook"), processes=2)
     begun, used = time.monotonic(), processor_seconds()
     with tempfile.TemporaryDirectory() as folder:
         hours = build_corpus(config, Path(folder) / "corpus", quiet=True).statistics["hours"]

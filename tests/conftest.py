@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 import fcntl
 import os
+import socket
+import subprocess
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,3 +103,28 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
             save_audio(audio, load_voice("hibari").speak("Come back soon!").waveform)
         rows, report = finish(load_recipe(recipe), Watcher(), quiet=True)
     return TinyRun(recipe, base / "run", audio, rows, report)
+
+
+@pytest.fixture
+def two_processes() -> Callable[[Sequence[str | Path]], list[str]]:
+    """Run a command as ``torchrun --nproc-per-node=2`` does, and give what each of the two printed."""
+
+    def run(command: Sequence[str | Path]) -> list[str]:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+        started = [
+            subprocess.Popen(
+                command,
+                env={**os.environ, **world, "RANK": rank, "LOCAL_RANK": rank},
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            for rank in ("0", "1")
+        ]
+        told = [process.communicate(timeout=300)[0] for process in started]
+        assert [process.returncode for process in started] == [0, 0]
+        return told
+
+    return run

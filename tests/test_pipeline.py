@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -276,20 +274,11 @@ def test_what_cannot_be_is_said_before_anything_is_made(tiny_run, tmp_path, sett
     assert not (tmp_path / "run").exists()
 
 
-def test_two_processes_run_a_recipe(tiny_run, tmp_path):
+def test_two_processes_run_a_recipe(tiny_run, tmp_path, two_processes):
     """As ``torchrun --nproc-per-node=2`` starts them: one makes what there is to make, both train, one tells."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    shared = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
     settings = [f"output={tmp_path / 'run'}", f"corpus={{name: {tiny_run.folder / 'corpus'}}}", "quantization=[]"]
     command = [sys.executable, "-m", "sparq.cli", "run", str(tiny_run.recipe), *settings]
-    processes = [
-        subprocess.Popen(command, env={**shared, "RANK": rank, "LOCAL_RANK": rank}, stdout=subprocess.PIPE, text=True)
-        for rank in ("0", "1")
-    ]
-    told, silent = (process.communicate(timeout=300)[0] for process in processes)
-    assert [process.returncode for process in processes] == [0, 0]
+    told, silent = two_processes(command)
     assert "report.html" in told
     assert not silent
     for sink in ("none", "max"):

@@ -28,6 +28,7 @@ from sparq.commands import (
     speaking,
 )
 from sparq.errors import SparqError
+from sparq.processes import is_first_process
 
 # In the order of the help.
 _COMMANDS = (
@@ -64,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code."""
     _quiet_libraries()
     given = _parse(arguments)
-    if os.environ.get("RANK", "0") != "0":
+    if not is_first_process():
         # Of the processes of a torchrun, the first one tells what comes out.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     try:

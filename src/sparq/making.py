@@ -29,12 +29,13 @@ from sparq.language.likelihood import padded_batches
 from sparq.language.speech_lm import SpeechLM
 from sparq.language.tasks import TASKS
 from sparq.language.vocabulary import Vocabulary
+from sparq.processes import is_first_process
 from sparq.quantization import BlockReport, QuantizationConfig, quantize
 from sparq.quantization.blocks import architecture
 from sparq.speech.speaker import load_speaker_encoder
 from sparq.speech.vocoder import Vocoder, VocoderConfig
 from sparq.speech.vocoder_training import VocoderTraining, train_vocoder
-from sparq.stages import Stage, StageEvent, is_first_process, run_stage
+from sparq.stages import Stage, StageEvent, run_stage
 
 SPEECHLM, TRAINING, LEARNT = "speechlm", "training", "learnt"
 

@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from sparq.stages import StageEvent, is_first_process
+from sparq.processes import is_first_process
+from sparq.stages import StageEvent
 
 COLUMNS = {
     "text_perplexity": "text\nperplexity",

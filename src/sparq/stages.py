@@ -27,6 +27,7 @@ from typing import Any, Literal
 
 from sparq.artifacts import Manifest, fingerprint, provenance, write_text
 from sparq.errors import UserError
+from sparq.processes import is_first_process
 
 _GLANCE = 0.2  # seconds between two looks at what another process makes
 RECORD = "stage.json"  # not the name of an artifact's manifest: a stage's folder may be an artifact itself
@@ -138,11 +139,6 @@ def run_stage(root: Path, stage: Stage, on_event: Callable[[StageEvent], None] =
                 root.rmdir()  # only when nothing was made in it
 
 
-def is_first_process() -> bool:
-    """Whether this is the first of the processes that ``torchrun`` started, or there are no others."""
-    return int(os.environ.get("RANK", "0")) == 0
-
-
 def read_stage(folder: Path) -> Manifest | None:
     """Read the record of a complete stage; None when the folder is not one."""
     try:
@@ -158,15 +154,14 @@ def _unfinished(folder: Path, wanted: str) -> Path:
 
 def _join_stage(folder: Path, work: Path, stage: Stage) -> Manifest:
     """Wait until the first process has made the folder, taking part in the work where there is a part to take."""
-    joined = stage.join is None
+    join = stage.join
     while True:
         done = read_stage(folder)
         if done is not None and done.fingerprint == stage.fingerprint:
             return done
-        if not joined and work.is_dir() and read_stage(work) is None:
-            assert stage.join is not None
-            stage.join(work)
-            joined = True
+        if join is not None and work.is_dir() and read_stage(work) is None:
+            join(work)
+            join = None
         time.sleep(_GLANCE)
 
 

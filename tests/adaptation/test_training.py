@@ -3,9 +3,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
-import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -333,15 +331,9 @@ def test_errors_name_the_key(model, stream, tmp_path, values, message):
     assert not any(tmp_path.iterdir())
 
 
-def test_two_processes_share_the_batches(tmp_path):
+def test_two_processes_share_the_batches(tmp_path, two_processes):
     """As ``torchrun --nproc-per-node=2`` starts them; what stops early, and which step is kept, they agree on."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    shared = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, SCRIPT, tmp_path / "two", "full", "5", "1", "2"]
-    processes = [subprocess.Popen(command, env={**shared, "RANK": rank, "LOCAL_RANK": rank}) for rank in ("0", "1")]
-    assert [process.wait(timeout=300) for process in processes] == [0, 0]
+    two_processes([sys.executable, SCRIPT, tmp_path / "two", "full", "5", "1", "2"])
     two = json.loads((tmp_path / "two" / "history.json").read_text())
     one = train(tmp_path / "one", "full", steps=5, accumulate=2).history
     # Each step sees the same batches; only dropout falls elsewhere.

@@ -14,12 +14,11 @@ import sparq
 from sparq.cli import main
 from sparq.deployment import DeployedModel
 from sparq.errors import UserError
-from sparq.evaluation import word_error_rate
 from sparq.language.likelihood import log_likelihoods
 from sparq.language.speech_lm import SpeechLM
 from sparq.language.tasks import TASKS, example
 
-SAID = "the president was in the house"
+SAID = "he had never been there before"
 needs_torchao = pytest.mark.skipif(importlib.util.find_spec("torchao") is None, reason="needs torchao")
 
 
@@ -54,8 +53,7 @@ def test_four_bits_are_a_fifth_and_still_understand(lm, tmp_path):
     size = sum((tmp_path / "small" / name).stat().st_size for name in ("model.onnx", "model.onnx.data"))
     assert size <= 0.2 * 4 * sum(parameter.numel() for parameter in lm.model.parameters())
     texts = [SAID, "it was the best of times it was the worst of times"]
-    heard = deployed.transcribe([wave for wave, _ in deployed.speak(texts)])
-    assert word_error_rate(texts, heard).wer <= 20
+    assert deployed.transcribe([wave for wave, _ in deployed.speak(texts)]) == texts
 
 
 def test_a_folder_is_whole_and_passed_on(folder, tmp_path, capsys):

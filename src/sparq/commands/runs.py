@@ -44,8 +44,8 @@ def run(given: argparse.Namespace) -> None:
     from sparq.making import Watcher
     from sparq.paper.summary import finish
     from sparq.pipeline import Run
+    from sparq.processes import is_first_process
     from sparq.progress import Terminal
-    from sparq.stages import is_first_process
 
     if not is_first_process():
         beside = Run(recipe)

@@ -21,7 +21,7 @@ layer PNMI  place units per frame other reader
 
 The last block writes positions for the decoder to find its way by, which makes the model's own output the worst choice.
 Layers 4 and 5 are the best by these measures; 5 is the default, because its merged units are 1.5 times fewer, and a
-language model pays for every one of them. The codebook that ships is of layer 5.
+language model pays for every one of them. The codebook that ships looks at layers 3 to 6 (phonetic units).
 """
 
 from __future__ import annotations
