@@ -25,7 +25,7 @@ from sparq.corpus.utterance import Utterance
 from sparq.evaluation import word_error_rate
 from sparq.evaluation.resynthesis import speak_units
 from sparq.evaluation.scoring import Assessment, assess
-from sparq.language.speech_lm import SpeechLM
+from sparq.language.speech_lm import SPEAKING, SpeechLM
 from sparq.speech.recogniser import Recogniser, load_recogniser
 from sparq.speech.vocoder import Vocoder
 
@@ -60,7 +60,7 @@ def measure(folder: Path, source: str, corpus: Path, sentences: int, beam: int) 
     """Score one model on one source, on one thread."""
     torch.set_num_threads(1)
     held_out = Corpus.load(corpus).utterances("held_out", [source])
-    config = EvaluationConfig(sentences=sentences, beam=beam)
+    config = EvaluationConfig(sentences=sentences, beam=beam, draws=SPEAKING.draws)
     return told(assess(SpeechLM.load(folder), held_out, load_recogniser(), config))
 
 

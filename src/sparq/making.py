@@ -79,6 +79,7 @@ def example_stream(
         config.seed,
         config.curriculum,
         model.config.max_position_embeddings,
+        config.unit_noise,
     )
 
 

@@ -105,14 +105,15 @@ def test_outliers_are_those_of_the_sequences_of_each_task(lm):
         assert found[kind].sequences == 4
 
 
-def test_it_listens_with_a_beam_and_speaks_greedily(lm, monkeypatch):
+@pytest.mark.parametrize(("draws", "method"), [(1, "greedy"), (3, "sample")])
+def test_it_listens_and_speaks_as_it_is_told(lm, monkeypatch, draws, method):
     listened, spoke = [], []
     write_down, speak = lm.write_down, lm.speak
     monkeypatch.setattr(lm, "write_down", lambda units, options: listened.append(options) or write_down(units, options))
     monkeypatch.setattr(lm, "speak", lambda texts, options: spoke.append(options) or speak(texts, options))
-    assess(lm, utterances(), Judge(), dataclasses.replace(CONFIG, beam=3))
+    assess(lm, utterances(), Judge(), dataclasses.replace(CONFIG, beam=3, draws=draws))
     assert (listened[0].method, listened[0].beams, listened[0].max_pieces) == ("beam", 3, 6)
-    assert (spoke[0].method, spoke[0].max_pieces) == ("greedy", 6)
+    assert (spoke[0].method, spoke[0].answers, spoke[0].max_pieces) == (method, draws, 6)
 
 
 def test_nothing_held_out(lm):

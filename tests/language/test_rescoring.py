@@ -7,7 +7,7 @@ import torch
 from sparq.errors import UserError
 from sparq.language.generation import GenerationOptions, candidates, generate
 from sparq.language.likelihood import log_likelihoods
-from sparq.language.rescoring import Rescoring, best_texts
+from sparq.language.rescoring import HEARD, Rescoring, best_texts, best_units
 from sparq.language.tasks import IGNORED, TASKS, example, prompt
 from sparq.language.vocabulary import Modality
 
@@ -65,6 +65,25 @@ def test_where_nothing_can_be_compared_the_search_has_the_word(make_tiny, vocabu
     assert best_texts(model, vocabulary, [UNITS[0], UNITS[1], many], given, Rescoring()) == ["", "one", "two"]
 
 
+def test_units_in_which_the_text_is_heard_best_are_spoken(model, vocabulary):
+    texts = ["one two", "three", "two three one"]
+    several = [[[1, 2, 3], [4, 2], [1, 5, 0, 2]], [[2, 1], [2, 1], [0]], [[5], [3, 4]]]
+    expected = []
+    for text, ways in zip(texts, several, strict=True):
+        scores = [sum(w * likelihood(model, vocabulary, t, text, its) for t, w in HEARD.items()) for its in ways]
+        expected.append(ways[int(np.argmax(scores))])
+    found = best_units(model, vocabulary, texts, several)
+    assert [list(units) for units in found] == expected
+    assert found != [ways[0] for ways in several]  # or the search alone would do
+
+
+def test_where_no_units_can_be_compared_the_search_has_the_word(make_tiny, vocabulary):
+    model = make_tiny("opt", vocabulary, positions=16)
+    many = (np.arange(40) % 6).tolist()
+    found = best_units(model, vocabulary, ["one", "two", "one"], [[[], [1, 2]], [[1]], [many, [2]]])
+    assert [list(units) for units in found] == [[], [1], many]
+
+
 @pytest.mark.parametrize("weights", [{"channel": -0.1}, {"prior": float("nan")}])
 def test_weights_below_nothing(weights):
     with pytest.raises(UserError, match=rf"rescoring\.{next(iter(weights))}"):
@@ -74,13 +93,23 @@ def test_weights_below_nothing(weights):
 def test_candidates_are_the_best_of_the_beam_in_order(model, vocabulary):
     prompts = [prompt(TASKS["asr"], vocabulary, units) for units in UNITS]
     options = GenerationOptions(method="beam", beams=4, max_pieces=5)
-    found = candidates(model, vocabulary, prompts, Modality.TEXT, options, 4)
+    found = candidates(model, vocabulary, prompts, Modality.TEXT, options)
     assert [len(answers) for answers in found] == [4, 4, 4]
     assert [answers[0] for answers in found] == generate(model, vocabulary, prompts, Modality.TEXT, options)
     for given, answers in zip(prompts, found, strict=True):
         assert len({tuple(answer) for answer in answers}) == 4
         scores = [_score(model, vocabulary, given, answer, options.max_pieces) for answer in answers]
         assert scores == sorted(scores, reverse=True)
+
+
+def test_draws_differ_and_the_first_is_what_a_single_one_would_be(model, vocabulary):
+    prompts = [prompt(TASKS["asr"], vocabulary, units) for units in UNITS]
+    options = GenerationOptions(method="sample", draws=3, seed=1, max_pieces=8)
+    found = candidates(model, vocabulary, prompts, Modality.TEXT, options)
+    assert [len({tuple(answer) for answer in answers}) for answers in found] == [3, 3, 3]
+    assert [answers[0] for answers in found] == generate(model, vocabulary, prompts, Modality.TEXT, options)
+    assert candidates(model, vocabulary, prompts, Modality.TEXT, options, batch=1) == found
+    assert options.answers == 3
 
 
 def _score(model, vocabulary, given, answer, most):

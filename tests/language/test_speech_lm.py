@@ -17,7 +17,7 @@ from sparq.artifacts import ArtifactMismatchError, read_manifest
 from sparq.attention import install, installed
 from sparq.config import AttentionConfig
 from sparq.errors import UserError
-from sparq.language import speech_lm
+from sparq.language import speaking, speech_lm
 from sparq.language.generation import GenerationOptions, generate
 from sparq.language.speech_lm import Limits, SpeechLM
 from sparq.language.tasks import TASKS, continuation_prompt, prompt
@@ -319,10 +319,10 @@ def test_transcription_is_asr_of_the_units(lm, tmp_path):
 def test_recordings_are_transcribed_with_a_beam_unless_told_otherwise(lm, monkeypatch):
     asked = []
     search = "sparq.language.speech_lm.candidates"
-    monkeypatch.setattr(search, lambda *given, **_: asked.append(given[-2:]) or [[[]] * given[-1] for _ in given[2]])
+    monkeypatch.setattr(search, lambda *given, **_: asked.append(given[-1]) or [[[]] for _ in given[2]])
     lm.transcribe(sound(2))
     lm.transcribe(sound(2), GenerationOptions())
-    assert [(options.method, count) for options, count in asked] == [("beam", 8), ("greedy", 1)]
+    assert [(options.method, options.answers) for options in asked] == [("beam", 8), ("greedy", 1)]
 
 
 def test_many_recordings_are_transcribed_as_one_by_one(lm):
@@ -378,6 +378,18 @@ def test_speech_is_the_vocoder_on_tts(lm):
     assert wave.dtype == np.float32
 
 
+def test_of_several_answers_that_is_spoken_in_which_the_text_is_heard(lm, monkeypatch):
+    asked, chosen = [], []
+    search, choose = speaking.candidates, speaking.best_units
+    monkeypatch.setattr(speaking, "candidates", lambda *given: asked.append(given[-1]) or search(*given))
+    monkeypatch.setattr(speaking, "best_units", lambda *given: chosen.append(choose(*given)) or chosen[-1])
+    wave, _ = lm.speak("the sea")
+    assert asked == [speech_lm.SPEAKING]
+    np.testing.assert_array_equal(wave, lm.vocoder.synthesize(chosen[0], merged=True)[0])
+    lm.speak("the sea", SHORT)
+    assert asked[-1] == SHORT
+
+
 def test_many_texts_are_spoken_as_one_by_one(lm):
     texts = ["the sea", "what time is it", "she"]
     for (wave, _), text in zip(lm.speak(texts, SHORT), texts, strict=True):
@@ -397,7 +409,7 @@ def test_units_with_repeats_are_one_frame_each(make, repeating_vocabulary):
     assert len(lm.speak("sea", SHORT)[0]) == len(lm.vocabulary.decode_units(ids)) * 384
 
 
-@pytest.mark.parametrize("way", [{}, {"method": "beam", "beams": 2}, {"method": "sample", "seed": 3}])
+@pytest.mark.parametrize("way", [{}, {"method": "beam", "beams": 1}, {"method": "sample", "seed": 3}])
 @pytest.mark.parametrize("merge", [True, False])
 def test_streamed_speech_is_what_is_spoken(make, joint_vocabulary, repeating_vocabulary, merge, way):
     lm = make(vocabulary=joint_vocabulary if merge else repeating_vocabulary, limits=Limits(words=4))

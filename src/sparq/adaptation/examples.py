@@ -17,11 +17,12 @@ import numpy as np
 import torch
 from torch.utils.data import IterableDataset
 
+from sparq.adaptation.unit_noise import UnitNoise
 from sparq.config import CurriculumConfig
 from sparq.corpus.utterance import Utterance
 from sparq.errors import UserError
 from sparq.language.tasks import IGNORED, TASKS, Example, Task, example
-from sparq.language.vocabulary import Vocabulary
+from sparq.language.vocabulary import Modality, Vocabulary
 
 ROUND = 64  # batches cut along one order of lengths; fewer would pad more
 _UNCOUNTED = 1 << 31  # more words than any limit allows
@@ -42,13 +43,15 @@ class ExampleStream(IterableDataset[dict[str, torch.Tensor]]):
         seed: of all draws.
         curriculum: how long examples may be as batches go by (looked up at each round); None sets no limit.
         maximum_length: the model's positions; longer examples are left out.
+        unit_noise: speech that is to be understood has up to this share of what other readers would say otherwise
+            changed (:mod:`sparq.adaptation.unit_noise`), an evenly drawn share in each example.
 
     Attributes:
         start: the batch that comes first.
 
     Raises:
-        UserError: no utterances, an unknown task, no positive weight; and as batches are made, nothing that is short
-            enough for the bins, the positions or the curriculum.
+        UserError: no utterances, an unknown task, no positive weight, nothing to learn the noise from; and as batches
+            are made, nothing that is short enough for the bins, the positions or the curriculum.
     """
 
     def __init__(
@@ -60,6 +63,7 @@ class ExampleStream(IterableDataset[dict[str, torch.Tensor]]):
         seed: int = 0,
         curriculum: CurriculumConfig | None = None,
         maximum_length: int = 1024,
+        unit_noise: float = 0.0,
     ) -> None:
         unknown = sorted(set(task_weights) - set(TASKS))
         if unknown:
@@ -83,6 +87,8 @@ class ExampleStream(IterableDataset[dict[str, torch.Tensor]]):
         self._seed = seed
         self._curriculum = curriculum or CurriculumConfig(batches=0)
         self._longest = min(maximum_length, batch_bins)
+        self._noise = UnitNoise.learn(utterances, vocabulary.units, seed) if unit_noise else None
+        self._noisiest = unit_noise
         self.start = 0
 
     @property
@@ -124,7 +130,10 @@ class ExampleStream(IterableDataset[dict[str, torch.Tensor]]):
             # Text may hold nothing that can be written, and a word may be so swallowed that it has no units.
             if not utterance.serves(task) or (utterance.text and not self._vocabulary.write_text(utterance.text)):
                 continue
-            made = example(task, self._vocabulary, text=utterance.text, units=utterance.units)
+            units = utterance.units
+            if self._noise is not None and task.condition == Modality.SPEECH:
+                units = self._noise(units, self._noisiest * random.random(), random)
+            made = example(task, self._vocabulary, text=utterance.text, units=units)
             if len(made.input_ids) <= self._longest:
                 return made
         raise UserError(

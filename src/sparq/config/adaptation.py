@@ -119,6 +119,9 @@ class AdaptationConfig:
         precision: of the computation; the weights stay in float32.
         task_weights: how often each task is drawn, relative to the others; a task left out is not trained.
         curriculum: short utterances first; null for all from the start.
+        unit_noise: speech that is to be understood is changed, in each example anew, as other readers of the corpus
+            would say it: from nothing up to this share of the difference between two of them. 0 leaves it as it is;
+            more needs texts that were said more than once.
         save_every: steps between checkpoints.
         log_every: steps between lines of the log.
         seed: of the order of batches, of dropout and of new weights.
@@ -146,6 +149,7 @@ class AdaptationConfig:
         default_factory=lambda: dict.fromkeys(TASKS, 1.0), metadata={"names": TASKS, "minimum": 0}
     )
     curriculum: CurriculumConfig | None = None
+    unit_noise: float = key(0.0, minimum=0, maximum=1)
     save_every: int = key(500, minimum=1)
     log_every: int = key(10, minimum=1)
     seed: int = key(0, minimum=0)

@@ -26,7 +26,9 @@ class EvaluationConfig:
 
     Attributes:
         sentences: held-out utterances scored at most.
-        beam: width of the beam search as it listens; 1 is greedy, as it speaks.
+        beam: width of the beam search as it listens; 1 is greedy.
+        draws: how often it says a sentence, to speak what it hears best itself; 1 says it once, greedily. 5 is what
+            ``SpeechLM.speak`` does, and takes five times as long.
         max_pieces: longest answer, in pieces.
         recogniser: the judge that hears synthesised speech.
         recordings: real recordings to transcribe for the report.
@@ -35,6 +37,7 @@ class EvaluationConfig:
 
     sentences: int = key(100, minimum=1)
     beam: int = key(8, minimum=1)
+    draws: int = key(1, minimum=1)
     max_pieces: int = key(300, minimum=1)
     recogniser: str = "moonshine-tiny"
     recordings: tuple[RecordingConfig, ...] = ()

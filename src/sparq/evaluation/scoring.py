@@ -22,9 +22,9 @@ from sparq.evaluation.outliers import OutlierReport, outliers
 from sparq.evaluation.perplexity import perplexity
 from sparq.evaluation.recognition import WordErrors, word_error_rate
 from sparq.evaluation.sinks import SinkReport, sinks
-from sparq.language.generation import beam_search
+from sparq.language.generation import GenerationOptions, beam_search
 from sparq.language.likelihood import padded_batches
-from sparq.language.speech_lm import SpeechLM
+from sparq.language.speech_lm import SPEAKING, SpeechLM
 from sparq.language.tasks import TASKS, Example, example
 from sparq.language.vocabulary import Vocabulary
 from sparq.speech.recogniser import Recogniser
@@ -105,9 +105,10 @@ def assess(
     examples = {task: _task_examples(lm.vocabulary, some, task) for task, some in chosen.items() if some}
     if not examples:
         raise UserError("evaluation: there is not one held-out utterance")
-    listening, speaking = (
-        dataclasses.replace(beam_search(beams), max_pieces=config.max_pieces) for beams in (config.beam, 1)
-    )
+    listening = dataclasses.replace(beam_search(config.beam), max_pieces=config.max_pieces)
+    once = GenerationOptions(max_pieces=config.max_pieces)
+    several = dataclasses.replace(SPEAKING, draws=config.draws, max_pieces=config.max_pieces)
+    speaking = several if config.draws > 1 else once
     progress("perplexity")
     likelihoods = {task: perplexity(lm.model, made) for task, made in examples.items()}
     progress("outliers")

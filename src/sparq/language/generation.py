@@ -45,6 +45,7 @@ class GenerationOptions:
         temperature: logits are divided by it before sampling.
         top_k: only so many likeliest pieces are sampled from; 0 for all.
         top_p: only the likeliest pieces that together reach this probability are sampled from.
+        draws: how many answers are sampled, where the best of several is looked for.
         seed: of sampling; prompt i of a call draws the same whatever batch it is in.
         min_pieces: the end is not allowed before so many pieces.
         max_pieces: generation stops after so many pieces, or where the model's positions end.
@@ -59,6 +60,7 @@ class GenerationOptions:
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
+    draws: int = 1
     seed: int = 0
     min_pieces: int = 1
     max_pieces: int = 300
@@ -66,7 +68,7 @@ class GenerationOptions:
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise UserError(f"method: {self.method!r} (expected one of {', '.join(METHODS)})")
-        for name, least in {"beams": 1, "top_k": 0, "seed": 0, "min_pieces": 0, "max_pieces": 1}.items():
+        for name, least in {"beams": 1, "top_k": 0, "draws": 1, "seed": 0, "min_pieces": 0, "max_pieces": 1}.items():
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise UserError(f"{name}: {value!r} (expected a whole number of at least {least})")
@@ -76,6 +78,11 @@ class GenerationOptions:
             raise UserError(f"top_p: {self.top_p!r} (expected a number above 0, at most 1)")
         if self.min_pieces > self.max_pieces:
             raise UserError(f"min_pieces: {self.min_pieces} (expected at most max_pieces, which is {self.max_pieces})")
+
+    @property
+    def answers(self) -> int:
+        """How many answers a search ends with."""
+        return {"greedy": 1, "sample": self.draws, "beam": self.beams}[self.method]
 
 
 def beam_search(beams: int) -> GenerationOptions:
@@ -100,8 +107,9 @@ class _Noise(LogitsProcessor):
     Each row has a generator of its own, which transformers' sampling from one generator for a whole batch cannot give.
     """
 
-    def __init__(self, seed: int, prompts: Sequence[int]) -> None:
-        self._generators = [np.random.default_rng((seed, index)) for index in prompts]
+    def __init__(self, seed: int, prompts: Sequence[int], draw: int) -> None:
+        whose = [(seed, index, draw) if draw else (seed, index) for index in prompts]
+        self._generators = [np.random.default_rng(one) for one in whose]
 
     @override
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
@@ -149,8 +157,7 @@ def generate(
     Raises:
         UserError: a prompt is empty or leaves no position to generate at.
     """
-    options = options or GenerationOptions()
-    found = candidates(model, vocabulary, prompts, target, options, 1, batch=batch, watched=watched)
+    found = _search(model, vocabulary, prompts, target, options or GenerationOptions(), 1, 0, batch, watched)
     return [best for (best,) in found]
 
 
@@ -160,12 +167,10 @@ def candidates(
     prompts: Sequence[Sequence[int]],
     target: Modality,
     options: GenerationOptions,
-    count: int,
     *,
     batch: int = 16,
-    watched: Watched | None = None,
 ) -> list[list[list[int]]]:
-    """Continue prompts as `generate` does, and give the best few of what a beam ends with.
+    """Continue prompts as `generate` does, and give all that the search ends with (``options.answers``).
 
     Args:
         model: see `generate`.
@@ -173,13 +178,34 @@ def candidates(
         prompts: see `generate`.
         target: see `generate`.
         options: see `generate`.
-        count: how many answers for each prompt, the best first; more than one needs as wide a beam.
         batch: see `generate`.
-        watched: see `generate`.
+
+    Returns:
+        For each prompt all answers: those of a beam, the best first; or so many draws.
 
     Raises:
         UserError: see `generate`.
     """
+    if options.method != "sample":
+        return _search(model, vocabulary, prompts, target, options, options.answers, 0, batch, None)
+    draws = [
+        _search(model, vocabulary, prompts, target, options, 1, draw, batch, None) for draw in range(options.draws)
+    ]
+    return [[answer for (answer,) in of_one] for of_one in zip(*draws, strict=True)]
+
+
+def _search(
+    model: Any,
+    vocabulary: Vocabulary,
+    prompts: Sequence[Sequence[int]],
+    target: Modality,
+    options: GenerationOptions,
+    count: int,
+    draw: int,
+    batch: int,
+    watched: Watched | None,
+) -> list[list[list[int]]]:
+    """Search as `generate` says, for so many answers of a beam or one numbered draw."""
     base: Any = base_model(model)
     context = int(base.config.max_position_embeddings)
     for index, prompt in enumerate(prompts):
@@ -197,7 +223,7 @@ def candidates(
             room = min(options.max_pieces, context - len(prompts[chosen[-1]]))
             processors: list[LogitsProcessor] = [_Held(allowed)]
             if options.method == "sample":
-                processors += _sampling(options, [watched.index] if watched else chosen)
+                processors += _sampling(options, [watched.index] if watched else chosen, draw)
             ids, mask = _padded([prompts[index] for index in chosen], vocabulary.pad_id, base.device)
             rows = base.generate(
                 input_ids=ids,
@@ -240,13 +266,13 @@ def _padded(prompts: Sequence[Sequence[int]], pad_id: int, device: torch.device)
     return ids, mask
 
 
-def _sampling(options: GenerationOptions, prompts: Sequence[int]) -> list[LogitsProcessor]:
+def _sampling(options: GenerationOptions, prompts: Sequence[int], draw: int) -> list[LogitsProcessor]:
     processors: list[LogitsProcessor] = [TemperatureLogitsWarper(options.temperature)]
     if options.top_k:
         processors.append(TopKLogitsWarper(options.top_k))
     if options.top_p < 1:
         processors.append(TopPLogitsWarper(options.top_p))
-    return [*processors, _Noise(options.seed, prompts)]
+    return [*processors, _Noise(options.seed, prompts, draw)]
 
 
 def _generation_config(options: GenerationOptions, vocabulary: Vocabulary, room: int, count: int) -> GenerationConfig:

@@ -1,4 +1,4 @@
-"""Transcripts weighed again by what the same model thinks of them as a speaker and as a writer.
+"""What a search finds, weighed again by what the same model thinks of it in its other tasks.
 
 A search for the likeliest text of some units knows p(text | units) alone. A SpeechLM has also learnt how the text
 would be said, p(units | text), and how likely it is to be written at all, p(text): the tasks TTS and textLM. Of the
@@ -7,12 +7,15 @@ texts that a beam ends with, the one with the largest
     log p(text | units) + channel · log p(units | text) + prior · log p(text)
 
 is taken: a noisy channel beside the direct model (Yu et al. 2017, "The Neural Noisy Channel"), all in one model.
+
+The same holds for what it says: of the units that a search ends with, those are taken in which the model itself hears
+the text best, so that a word left out or slurred is noticed before it is spoken.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from transformers import PreTrainedModel
 
@@ -21,6 +24,9 @@ from sparq.language.likelihood import log_likelihoods
 from sparq.language.tasks import TASKS, example
 from sparq.language.vocabulary import Vocabulary
 from sparq.speech.units import Units
+
+HEARD = {"asr": 1.0, "tts": 0.1}
+"""How much it counts that a text is heard in units, and that they are how it would be said."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,25 +76,66 @@ def best_texts(
     Returns:
         A text for each utterance.
     """
+    pairs = [
+        [_Said(text, heard) for text in dict.fromkeys(texts) if vocabulary.write_text(text)]
+        for heard, texts in zip(units, candidates, strict=True)
+    ]
+    chosen = _likeliest(model, vocabulary, pairs, rescoring.weights)
+    return [texts[0] if best is None else best.text for texts, best in zip(candidates, chosen, strict=True)]
+
+
+def best_units(
+    model: PreTrainedModel, vocabulary: Vocabulary, texts: Sequence[str], candidates: Sequence[Sequence[Sequence[int]]]
+) -> list[Sequence[int]]:
+    """Choose one of several ways to say each text: that in which the model hears it best.
+
+    Args:
+        model: a SpeechLM's language model.
+        vocabulary: its own.
+        texts: what is to be said.
+        candidates: units for each, at least one; the first are taken where nothing can be compared.
+
+    Returns:
+        Units for each text.
+    """
+    pairs = [
+        [_Said(text, units) for units in dict.fromkeys(map(tuple, several)) if units]
+        for text, several in zip(texts, candidates, strict=True)
+    ]
+    chosen = _likeliest(model, vocabulary, pairs, HEARD)
+    return [several[0] if best is None else best.units for several, best in zip(candidates, chosen, strict=True)]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Said:
+    """A text and units that may belong together."""
+
+    text: str
+    units: Units
+
+
+def _likeliest(
+    model: PreTrainedModel, vocabulary: Vocabulary, pairs: Sequence[Sequence[_Said]], weights: Mapping[str, float]
+) -> list[_Said | None]:
+    """Give the pair with the largest weighted log-likelihood of each group, None where nothing can be compared."""
     positions = model.config.max_position_embeddings
-    rows: list[tuple[int, str]] = []
-    for index, texts in enumerate(candidates):
-        different = [text for text in dict.fromkeys(texts) if vocabulary.write_text(text)]
-        longest = max((_longest(vocabulary, text, units[index]) for text in different), default=0)
-        if len(different) > 1 and longest <= positions:
-            rows += [(index, text) for text in different]
+    rows: list[tuple[int, _Said]] = []
+    for index, group in enumerate(pairs):
+        longest = max((_length(vocabulary, said) for said in group), default=0)
+        if len(group) > 1 and longest <= positions:
+            rows += [(index, said) for said in group]
     scores = [0.0] * len(rows)
-    for task, weight in rescoring.weights.items():
-        examples = [example(TASKS[task], vocabulary, text=text, units=units[index]) for index, text in rows]
+    for task, weight in weights.items():
+        examples = [example(TASKS[task], vocabulary, text=said.text, units=said.units) for _, said in rows]
         for row, likelihood in enumerate(log_likelihoods(model, examples)):
             scores[row] += weight * likelihood
-    chosen = {index: texts[0] for index, texts in enumerate(candidates)}
+    chosen: list[_Said | None] = [None] * len(pairs)
     best: dict[int, float] = {}
-    for (index, text), score in zip(rows, scores, strict=True):
+    for (index, said), score in zip(rows, scores, strict=True):
         if index not in best or score > best[index]:
-            best[index], chosen[index] = score, text
-    return [chosen[index] for index in range(len(candidates))]
+            best[index], chosen[index] = score, said
+    return chosen
 
 
-def _longest(vocabulary: Vocabulary, text: str, units: Units) -> int:
-    return len(example(TASKS["asr"], vocabulary, text=text, units=units).input_ids)
+def _length(vocabulary: Vocabulary, said: _Said) -> int:
+    return len(example(TASKS["asr"], vocabulary, text=said.text, units=said.units).input_ids)

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sparq.errors import UserError
-from sparq.language.generation import GenerationOptions, generate
+from sparq.language.generation import GenerationOptions, candidates, generate
 from sparq.language.phrases import split_text
+from sparq.language.rescoring import best_units
 from sparq.language.streaming import stream_pieces, stream_units
 from sparq.language.tasks import TASKS, continuation_prompt, prompt
 from sparq.language.vocabulary import Vocabulary
@@ -28,13 +29,15 @@ Spoken = tuple[np.ndarray, int]
 _PAUSE = RATE // 5  # samples between the parts of a long text
 
 
-def speak(lm: SpeechLM, texts: Sequence[str], options: GenerationOptions | None, voice: Speaker | None) -> list[Spoken]:
+def speak(lm: SpeechLM, texts: Sequence[str], options: GenerationOptions, voice: Speaker | None) -> list[Spoken]:
     """Read texts out, all phrases of all of them together; see ``SpeechLM.speak``."""
     vocoder, vocabulary, task = _vocoder(lm), lm.vocabulary, TASKS["tts"]
     speaker = vocoder.embedding(voice)
     parts = [(owner, part) for owner, whole in enumerate(texts) for part in _phrases(lm, whole)]
     prompts = [prompt(task, vocabulary, part) for _, part in parts]
-    units = [_units(vocabulary, ids) for ids in generate(lm.model, vocabulary, prompts, task.target, options)]
+    found = candidates(lm.model, vocabulary, prompts, task.target, options)
+    several = [[_units(vocabulary, ids) for ids in answers] for answers in found]
+    units = best_units(lm.model, vocabulary, [part for _, part in parts], several)
     waves: list[list[np.ndarray]] = [[] for _ in texts]
     said = vocoder.synthesize(units, merged=vocabulary.deduplicate, speaker=speaker)
     for (owner, _), wave in zip(parts, said, strict=True):

@@ -38,6 +38,9 @@ CREATIVE = GenerationOptions(method="sample", top_p=0.9)
 LISTENING = GenerationOptions(method="beam", beams=8)
 """How speech is written down: what was said has one right answer, and a wrong piece spoils those after it."""
 
+SPEAKING = GenerationOptions(method="sample", temperature=0.4, draws=5)
+"""How text is said: five times, and that is spoken in which the model itself hears the text best."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
@@ -220,8 +223,7 @@ class SpeechLM:
         options = options or LISTENING
         task, vocabulary = TASKS["asr"], self.vocabulary
         prompts = [prompt(task, vocabulary, one) for one in units]
-        count = options.beams if options.method == "beam" else 1
-        found = candidates(self.model, vocabulary, prompts, task.target, options, count, batch=batch)
+        found = candidates(self.model, vocabulary, prompts, task.target, options, batch=batch)
         texts = [[vocabulary.decode_text(ids) for ids in answers] for answers in found]
         return best_texts(self.model, vocabulary, units, texts, rescoring or Rescoring())
 
@@ -238,7 +240,8 @@ class SpeechLM:
 
         Args:
             text: a text, or several.
-            options: how pieces are chosen; greedy if None.
+            options: how pieces are chosen; five careful draws if None. Of several draws, or what a beam ends with,
+                that is spoken in which the model itself hears the text best (:mod:`sparq.language.rescoring`).
             voice: which of the vocoder's voices, or a recording or an embedding of another; None for its default.
 
         Returns:
@@ -248,7 +251,7 @@ class SpeechLM:
             UserError: the model has no vocoder, there is no such voice, or nothing in a text can be said.
         """
         texts, single = _several(text)
-        spoken = speak(self, texts, options, voice)
+        spoken = speak(self, texts, options or SPEAKING, voice)
         return spoken[0] if single else spoken
 
     def stream(
