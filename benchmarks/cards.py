@@ -52,7 +52,7 @@ def card(sink: str, kept: dict[str, Any]) -> Card:
         ),
         usage=[f"sparq transcribe recording.wav --model speechlm-{sink}", "sparq speak 'It is late.' -o late.wav"],
         data={
-            "speech": "44 hours: sentences of LJ Speech, VCTK and LibriTTS and phrases cut out of them, read aloud by "
+            "speech": "60 hours: sentences of LJ Speech, VCTK and LibriTTS and phrases cut out of them, read aloud by "
             "the voices hibari and flite at three speeds, by 26 of Kokoro's speakers and by Piper's joe; the "
             "recordings of Kathleen and AN4, in six copies; half of it disturbed (rooms, noise, telephone)",
             "units": "Moonshine tiny, layers 3 to 6, phonetic, 100 clusters, runs merged",
@@ -61,12 +61,16 @@ def card(sink: str, kept: dict[str, Any]) -> Card:
         },
         method={
             "model": "Llama kind, 6 layers of 256, 8 heads, from nothing",
-            "trunk": "11 million pieces of the four tasks with the ordinary softmax, Muon, bfloat16, phrases first",
+            "trunk": "27 million pieces of the four tasks with the ordinary softmax, Muon, bfloat16, phrases first; "
+            "in the second half units are changed as other readers would change them",
             "then": "1.6 million pieces with its own attention, learning rate falling to 0",
         },
         columns=list(COLUMNS.values()),
         measured={name: [scores[key] for scores in found.values()] for name, key in MEASURES.items()},
-        measured_on=f"On {counts}; beam of {kept['beam']} to listen, the judge of speech is Moonshine tiny.",
+        measured_on=(
+            f"On {counts}; beam of {kept['beam']} to listen, the best heard of five draws to speak; the judge of "
+            "speech is Moonshine tiny."
+        ),
         limits=[
             "It learnt mostly from synthetic voices and read sentences; free conversation it understands badly.",
             "Stretches of speech of at most 9 seconds; longer recordings are cut at pauses.",

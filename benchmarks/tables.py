@@ -53,7 +53,7 @@ def shipped(kept: dict[str, Any]) -> str:
             rows.append([what, utterances, task, *(number(measured[sink][name], 1) for sink in SINKS)])
     before = (
         "Word error rates in percent, on what they never saw ([JSON](results/shipped_models.json); they listen with a "
-        f"beam of {kept['beam']}, whose texts are weighed again, and speak greedily):"
+        f"beam of {kept['beam']}, whose texts are weighed again, and speak what they hear best of five draws):"
     )
     alone = kept["resynthesis_wer"]
     after = (

@@ -92,10 +92,10 @@ class UnitNoise:
 
 def _count(first: np.ndarray, second: np.ndarray, counts: np.ndarray) -> None:
     none = len(counts) - 1
-    for tag, begin, end, other, other_end in Levenshtein.opcodes(first.tolist(), second.tolist()):
-        if tag == "delete":
-            np.add.at(counts, (first[begin:end], none), 1)
-        elif tag == "insert":
-            np.add.at(counts, (none, second[other:other_end]), 1)
-        else:
-            np.add.at(counts, (first[begin:end], second[other:other_end]), 1)
+    for step in Levenshtein.opcodes(first.tolist(), second.tolist()):
+        own, others = first[step.src_start : step.src_end], second[step.dest_start : step.dest_end]
+        if step.tag == "delete":
+            others = np.full_like(own, none)
+        elif step.tag == "insert":
+            own = np.full_like(others, none)
+        np.add.at(counts, (own, others), 1)

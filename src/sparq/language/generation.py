@@ -107,14 +107,17 @@ class _Noise(LogitsProcessor):
     Each row has a generator of its own, which transformers' sampling from one generator for a whole batch cannot give.
     """
 
-    def __init__(self, seed: int, prompts: Sequence[int], draw: int) -> None:
-        whose = [(seed, index, draw) if draw else (seed, index) for index in prompts]
-        self._generators = [np.random.default_rng(one) for one in whose]
+    def __init__(self, seed: int, rows: Sequence[_Row]) -> None:
+        self._generators = [np.random.default_rng((seed, *row)) for row in rows]
 
     @override
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         noise = np.stack([generator.gumbel(size=scores.shape[1]) for generator in self._generators])
         return scores + torch.from_numpy(noise).to(scores)
+
+
+_Row = tuple[int, ...]
+"""Which prompt of a call a sequence continues, and the number of its draw if that is not the first."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,7 +160,8 @@ def generate(
     Raises:
         UserError: a prompt is empty or leaves no position to generate at.
     """
-    found = _search(model, vocabulary, prompts, target, options or GenerationOptions(), 1, 0, batch, watched)
+    rows = [(watched.index,)] if watched else [(index,) for index in range(len(prompts))]
+    found = _search(model, vocabulary, prompts, target, options or GenerationOptions(), rows, 1, batch, watched)
     return [best for (best,) in found]
 
 
@@ -187,11 +191,13 @@ def candidates(
         UserError: see `generate`.
     """
     if options.method != "sample":
-        return _search(model, vocabulary, prompts, target, options, options.answers, 0, batch, None)
-    draws = [
-        _search(model, vocabulary, prompts, target, options, 1, draw, batch, None) for draw in range(options.draws)
-    ]
-    return [[answer for (answer,) in of_one] for of_one in zip(*draws, strict=True)]
+        rows: list[_Row] = [(index,) for index in range(len(prompts))]
+        return _search(model, vocabulary, prompts, target, options, rows, options.answers, batch, None)
+    # The draws of a prompt share batches, so that five of one sentence take little longer than one.
+    rows = [(index, draw) if draw else (index,) for index in range(len(prompts)) for draw in range(options.draws)]
+    drawn = _search(model, vocabulary, [prompts[row[0]] for row in rows], target, options, rows, 1, batch, None)
+    answers = [answer for (answer,) in drawn]
+    return [answers[start : start + options.draws] for start in range(0, len(answers), options.draws)]
 
 
 def _search(
@@ -200,12 +206,12 @@ def _search(
     prompts: Sequence[Sequence[int]],
     target: Modality,
     options: GenerationOptions,
+    rows: Sequence[_Row],
     count: int,
-    draw: int,
     batch: int,
     watched: Watched | None,
 ) -> list[list[list[int]]]:
-    """Search as `generate` says, for so many answers of a beam or one numbered draw."""
+    """Search as `generate` says, for so many answers to each prompt, which is sampled as its row says."""
     base: Any = base_model(model)
     context = int(base.config.max_position_embeddings)
     for index, prompt in enumerate(prompts):
@@ -223,9 +229,9 @@ def _search(
             room = min(options.max_pieces, context - len(prompts[chosen[-1]]))
             processors: list[LogitsProcessor] = [_Held(allowed)]
             if options.method == "sample":
-                processors += _sampling(options, [watched.index] if watched else chosen, draw)
+                processors += _sampling(options, [rows[index] for index in chosen])
             ids, mask = _padded([prompts[index] for index in chosen], vocabulary.pad_id, base.device)
-            rows = base.generate(
+            made = base.generate(
                 input_ids=ids,
                 attention_mask=mask,
                 generation_config=_generation_config(options, vocabulary, room, count),
@@ -236,7 +242,7 @@ def _search(
                     else {}
                 ),
             )
-            for place, row in enumerate(rows[:, ids.shape[1] :].tolist()):
+            for place, row in enumerate(made[:, ids.shape[1] :].tolist()):
                 ended = row[: row.index(vocabulary.end_id)] if vocabulary.end_id in row else row
                 found[chosen[place // count]].append(ended)
     return found
@@ -266,13 +272,13 @@ def _padded(prompts: Sequence[Sequence[int]], pad_id: int, device: torch.device)
     return ids, mask
 
 
-def _sampling(options: GenerationOptions, prompts: Sequence[int], draw: int) -> list[LogitsProcessor]:
+def _sampling(options: GenerationOptions, rows: Sequence[_Row]) -> list[LogitsProcessor]:
     processors: list[LogitsProcessor] = [TemperatureLogitsWarper(options.temperature)]
     if options.top_k:
         processors.append(TopKLogitsWarper(options.top_k))
     if options.top_p < 1:
         processors.append(TopPLogitsWarper(options.top_p))
-    return [*processors, _Noise(options.seed, prompts, draw)]
+    return [*processors, _Noise(options.seed, rows)]
 
 
 def _generation_config(options: GenerationOptions, vocabulary: Vocabulary, room: int, count: int) -> GenerationConfig:

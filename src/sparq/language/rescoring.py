@@ -86,7 +86,7 @@ def best_texts(
 
 def best_units(
     model: PreTrainedModel, vocabulary: Vocabulary, texts: Sequence[str], candidates: Sequence[Sequence[Sequence[int]]]
-) -> list[Sequence[int]]:
+) -> list[Units]:
     """Choose one of several ways to say each text: that in which the model hears it best.
 
     Args:
