@@ -18,6 +18,8 @@ def test_speak_and_continue(sparq, tiny_run, quick, tmp_path):
     assert out == f"out.wav: {said.size / 16_000:.1f} s\n"
     sparq("speak", "-", "-o", "piped.wav", "--model", quick, stdin=b"Who?\n")
     np.testing.assert_array_equal(load_audio(tmp_path / "piped.wav"), said)
+    sparq("speak", "Who?", "-o", "once.wav", "--model", quick, "--beam", 1)
+    said = load_audio(tmp_path / "once.wav")
     code, out, err = sparq("speak", "Who?", "-o", "streamed.wav", "--stream", "--model", quick)
     assert (code, err) == (0, "")
     assert re.fullmatch(rf"streamed.wav: {said.size / 16_000:.1f} s, the first of it after \d+\.\d\d s\n", out)
