@@ -381,7 +381,9 @@ def test_speech_is_the_vocoder_on_tts(lm):
 def test_of_several_answers_that_is_spoken_in_which_the_text_is_heard(lm, monkeypatch):
     asked, chosen = [], []
     search, choose = speaking.candidates, speaking.best_units
-    monkeypatch.setattr(speaking, "candidates", lambda *given: asked.append(given[-1]) or search(*given))
+    monkeypatch.setattr(
+        speaking, "candidates", lambda *given, **more: asked.append(given[-1]) or search(*given, **more)
+    )
     monkeypatch.setattr(speaking, "best_units", lambda *given: chosen.append(choose(*given)) or chosen[-1])
     wave, _ = lm.speak("the sea")
     assert asked == [speech_lm.SPEAKING]
@@ -409,7 +411,16 @@ def test_units_with_repeats_are_one_frame_each(make, repeating_vocabulary):
     assert len(lm.speak("sea", SHORT)[0]) == len(lm.vocabulary.decode_units(ids)) * 384
 
 
-@pytest.mark.parametrize("way", [{}, {"method": "beam", "beams": 1}, {"method": "sample", "seed": 3}])
+@pytest.mark.parametrize(
+    "way",
+    [
+        {},
+        {"method": "beam", "beams": 1},
+        {"method": "beam", "beams": 2},
+        {"method": "sample", "seed": 3},
+        {"method": "sample", "draws": 3},
+    ],
+)
 @pytest.mark.parametrize("merge", [True, False])
 def test_streamed_speech_is_what_is_spoken(make, joint_vocabulary, repeating_vocabulary, merge, way):
     lm = make(vocabulary=joint_vocabulary if merge else repeating_vocabulary, limits=Limits(words=4))

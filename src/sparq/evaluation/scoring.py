@@ -105,10 +105,11 @@ def assess(
     examples = {task: _task_examples(lm.vocabulary, some, task) for task, some in chosen.items() if some}
     if not examples:
         raise UserError("evaluation: there is not one held-out utterance")
-    listening = dataclasses.replace(beam_search(config.beam), max_pieces=config.max_pieces)
-    once = GenerationOptions(max_pieces=config.max_pieces)
-    several = dataclasses.replace(SPEAKING, draws=config.draws, max_pieces=config.max_pieces)
-    speaking = several if config.draws > 1 else once
+    chosen_from = dataclasses.replace(SPEAKING, draws=config.draws) if config.draws > 1 else GenerationOptions()
+    listening, speaking = (
+        dataclasses.replace(options, max_pieces=config.max_pieces)
+        for options in (beam_search(config.beam), chosen_from)
+    )
     progress("perplexity")
     likelihoods = {task: perplexity(lm.model, made) for task, made in examples.items()}
     progress("outliers")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -107,30 +108,13 @@ class _Noise(LogitsProcessor):
     Each row has a generator of its own, which transformers' sampling from one generator for a whole batch cannot give.
     """
 
-    def __init__(self, seed: int, rows: Sequence[_Row]) -> None:
-        self._generators = [np.random.default_rng((seed, *row)) for row in rows]
+    def __init__(self, seed: int, draws: Sequence[tuple[int, int]]) -> None:
+        self._generators = [np.random.default_rng((seed, *draw)) for draw in draws]
 
     @override
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         noise = np.stack([generator.gumbel(size=scores.shape[1]) for generator in self._generators])
         return scores + torch.from_numpy(noise).to(scores)
-
-
-_Row = tuple[int, ...]
-"""Which prompt of a call a sequence continues, and the number of its draw if that is not the first."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Watched:
-    """Generation that is followed piece by piece; of one prompt, and not with a beam.
-
-    Attributes:
-        index: which prompt of a call this would be, for sampling to draw the same.
-        watcher: a streamer of transformers that is a stopping criterion too.
-    """
-
-    index: int
-    watcher: Any
 
 
 def generate(
@@ -141,7 +125,8 @@ def generate(
     options: GenerationOptions | None = None,
     *,
     batch: int = 16,
-    watched: Watched | None = None,
+    first: int = 0,
+    watcher: Any = None,
 ) -> list[list[int]]:
     """Continue prompts with pieces of one modality.
 
@@ -152,7 +137,9 @@ def generate(
         target: what is to be generated.
         options: how; greedy if None.
         batch: prompts at once; what comes out does not depend on it.
-        watched: who is told of each piece; None for nobody.
+        first: which prompt of a call the first of these would be, for sampling to draw the same.
+        watcher: a streamer of transformers that is a stopping criterion too, told of each piece; goes with one prompt,
+            and with no beam.
 
     Returns:
         For each prompt the ids behind it, without the end.
@@ -160,8 +147,8 @@ def generate(
     Raises:
         UserError: a prompt is empty or leaves no position to generate at.
     """
-    rows = [(watched.index,)] if watched else [(index,) for index in range(len(prompts))]
-    found = _search(model, vocabulary, prompts, target, options or GenerationOptions(), rows, 1, batch, watched)
+    draws = [(first + index, 0) for index in range(len(prompts))]
+    found = _search(model, vocabulary, prompts, target, options or GenerationOptions(), draws, 1, batch, watcher)
     return [best for (best,) in found]
 
 
@@ -173,6 +160,7 @@ def candidates(
     options: GenerationOptions,
     *,
     batch: int = 16,
+    first: int = 0,
 ) -> list[list[list[int]]]:
     """Continue prompts as `generate` does, and give all that the search ends with (``options.answers``).
 
@@ -183,6 +171,7 @@ def candidates(
         target: see `generate`.
         options: see `generate`.
         batch: see `generate`.
+        first: see `generate`.
 
     Returns:
         For each prompt all answers: those of a beam, the best first; or so many draws.
@@ -190,14 +179,21 @@ def candidates(
     Raises:
         UserError: see `generate`.
     """
-    if options.method != "sample":
-        rows: list[_Row] = [(index,) for index in range(len(prompts))]
-        return _search(model, vocabulary, prompts, target, options, rows, options.answers, batch, None)
     # The draws of a prompt share batches, so that five of one sentence take little longer than one.
-    rows = [(index, draw) if draw else (index,) for index in range(len(prompts)) for draw in range(options.draws)]
-    drawn = _search(model, vocabulary, [prompts[row[0]] for row in rows], target, options, rows, 1, batch, None)
-    answers = [answer for (answer,) in drawn]
-    return [answers[start : start + options.draws] for start in range(0, len(answers), options.draws)]
+    copies = options.draws if options.method == "sample" else 1
+    draws = [(index, draw) for index in range(len(prompts)) for draw in range(copies)]
+    found = _search(
+        model,
+        vocabulary,
+        [prompts[index] for index, _ in draws],
+        target,
+        options,
+        [(first + index, draw) for index, draw in draws],
+        options.answers // copies,
+        batch,
+        None,
+    )
+    return [list(itertools.chain(*found[start : start + copies])) for start in range(0, len(found), copies)]
 
 
 def _search(
@@ -206,12 +202,12 @@ def _search(
     prompts: Sequence[Sequence[int]],
     target: Modality,
     options: GenerationOptions,
-    rows: Sequence[_Row],
+    draws: Sequence[tuple[int, int]],
     count: int,
     batch: int,
-    watched: Watched | None,
+    watcher: Any,
 ) -> list[list[list[int]]]:
-    """Search as `generate` says, for so many answers to each prompt, which is sampled as its row says."""
+    """Search as `generate` says, for so many answers to each; a draw is which prompt of a call, and which time."""
     base: Any = base_model(model)
     context = int(base.config.max_position_embeddings)
     for index, prompt in enumerate(prompts):
@@ -229,18 +225,14 @@ def _search(
             room = min(options.max_pieces, context - len(prompts[chosen[-1]]))
             processors: list[LogitsProcessor] = [_Held(allowed)]
             if options.method == "sample":
-                processors += _sampling(options, [rows[index] for index in chosen])
+                processors += _sampling(options, [draws[index] for index in chosen])
             ids, mask = _padded([prompts[index] for index in chosen], vocabulary.pad_id, base.device)
             made = base.generate(
                 input_ids=ids,
                 attention_mask=mask,
                 generation_config=_generation_config(options, vocabulary, room, count),
                 logits_processor=LogitsProcessorList(processors),
-                **(
-                    {"streamer": watched.watcher, "stopping_criteria": StoppingCriteriaList([watched.watcher])}
-                    if watched
-                    else {}
-                ),
+                **({"streamer": watcher, "stopping_criteria": StoppingCriteriaList([watcher])} if watcher else {}),
             )
             for place, row in enumerate(made[:, ids.shape[1] :].tolist()):
                 ended = row[: row.index(vocabulary.end_id)] if vocabulary.end_id in row else row
@@ -272,13 +264,13 @@ def _padded(prompts: Sequence[Sequence[int]], pad_id: int, device: torch.device)
     return ids, mask
 
 
-def _sampling(options: GenerationOptions, rows: Sequence[_Row]) -> list[LogitsProcessor]:
+def _sampling(options: GenerationOptions, draws: Sequence[tuple[int, int]]) -> list[LogitsProcessor]:
     processors: list[LogitsProcessor] = [TemperatureLogitsWarper(options.temperature)]
     if options.top_k:
         processors.append(TopKLogitsWarper(options.top_k))
     if options.top_p < 1:
         processors.append(TopPLogitsWarper(options.top_p))
-    return [*processors, _Noise(options.seed, rows)]
+    return [*processors, _Noise(options.seed, draws)]
 
 
 def _generation_config(options: GenerationOptions, vocabulary: Vocabulary, room: int, count: int) -> GenerationConfig:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,7 +17,7 @@ from sparq.language.tasks import TASKS, continuation_prompt, prompt
 from sparq.language.vocabulary import Vocabulary
 from sparq.speech.audio import RATE
 from sparq.speech.speaker_table import Speaker
-from sparq.speech.units import merge_repeats
+from sparq.speech.units import Units, merge_repeats
 from sparq.speech.vocoder import Vocoder
 
 if TYPE_CHECKING:
@@ -31,15 +31,12 @@ _PAUSE = RATE // 5  # samples between the parts of a long text
 
 def speak(lm: SpeechLM, texts: Sequence[str], options: GenerationOptions, voice: Speaker | None) -> list[Spoken]:
     """Read texts out, all phrases of all of them together; see ``SpeechLM.speak``."""
-    vocoder, vocabulary, task = _vocoder(lm), lm.vocabulary, TASKS["tts"]
+    vocoder = _vocoder(lm)
     speaker = vocoder.embedding(voice)
     parts = [(owner, part) for owner, whole in enumerate(texts) for part in _phrases(lm, whole)]
-    prompts = [prompt(task, vocabulary, part) for _, part in parts]
-    found = candidates(lm.model, vocabulary, prompts, task.target, options)
-    several = [[_units(vocabulary, ids) for ids in answers] for answers in found]
-    units = best_units(lm.model, vocabulary, [part for _, part in parts], several)
+    units = _best_heard(lm, [part for _, part in parts], options)
     waves: list[list[np.ndarray]] = [[] for _ in texts]
-    said = vocoder.synthesize(units, merged=vocabulary.deduplicate, speaker=speaker)
+    said = vocoder.synthesize(units, merged=lm.vocabulary.deduplicate, speaker=speaker)
     for (owner, _), wave in zip(parts, said, strict=True):
         waves[owner] += [np.zeros(_PAUSE if waves[owner] else 0, np.float32), wave]
     return [(np.concatenate(of_one), vocoder.rate) for of_one in waves]
@@ -52,13 +49,19 @@ def stream(
     vocoder, vocabulary, task = _vocoder(lm), lm.vocabulary, TASKS["tts"]
     speaker, phrases = vocoder.embedding(voice), _phrases(lm, text)
 
+    def said(index: int, phrase: str) -> Generator[int, None, None]:
+        if options.answers > 1:
+            yield from _best_heard(lm, [phrase], options, index)[0]
+            return
+        ids = prompt(task, vocabulary, phrase)
+        with contextlib.closing(stream_pieces(lm.model, vocabulary, ids, task.target, options, index)) as pieces:
+            yield from stream_units(vocabulary, pieces)
+
     def spoken() -> Iterator[np.ndarray]:
         for index, phrase in enumerate(phrases):
             if index:
                 yield np.zeros(_PAUSE, np.float32)
-            ids = prompt(task, vocabulary, phrase)
-            with contextlib.closing(stream_pieces(lm.model, vocabulary, ids, task.target, options, index)) as pieces:
-                units = stream_units(vocabulary, pieces)
+            with contextlib.closing(said(index, phrase)) as units:
                 yield from vocoder.stream(units, merged=vocabulary.deduplicate, speaker=speaker, chunk=chunk)
 
     return spoken()
@@ -84,6 +87,15 @@ def go_on(
     ]  # fmt: skip
     rows = None if vocoder.voices is None else np.array(speakers)
     return [(wave, vocoder.rate) for wave in vocoder.synthesize(frames, merged=False, speaker=rows)]
+
+
+def _best_heard(lm: SpeechLM, phrases: Sequence[str], options: GenerationOptions, first: int = 0) -> list[Units]:
+    """Units of each phrase: of what the search ends with, those in which the model hears it best."""
+    task, vocabulary = TASKS["tts"], lm.vocabulary
+    prompts = [prompt(task, vocabulary, phrase) for phrase in phrases]
+    found = candidates(lm.model, vocabulary, prompts, task.target, options, first=first)
+    several = [[_units(vocabulary, ids) for ids in answers] for answers in found]
+    return best_units(lm.model, vocabulary, phrases, several)
 
 
 def _vocoder(lm: SpeechLM) -> Vocoder:

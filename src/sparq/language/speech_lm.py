@@ -262,11 +262,14 @@ class SpeechLM:
         voice: Speaker | None = None,
         chunk: int = CHUNK,
     ) -> Iterator[np.ndarray]:
-        """Read text out as the model speaks: chunks of the waveform that ``speak`` gives, each as soon as it is known.
+        """Read text out as the model speaks: chunks of the waveform, each as soon as it is known.
+
+        Together they are what ``speak`` gives with the same options.
 
         Args:
             text: see ``speak``.
-            options: see ``speak``; a beam is only heard at the end of each phrase.
+            options: see ``speak``, but greedy if None; what is chosen from several is only heard at the end of each
+                phrase.
             voice: see ``speak``.
             chunk: units in a chunk, one a frame.
 

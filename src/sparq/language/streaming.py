@@ -13,7 +13,7 @@ from transformers import StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 from typing_extensions import override
 
-from sparq.language.generation import GenerationOptions, Watched, generate
+from sparq.language.generation import GenerationOptions, generate
 from sparq.language.vocabulary import Modality, Vocabulary
 
 
@@ -44,24 +44,21 @@ def stream_pieces(
 ) -> Generator[int, None, None]:
     """Continue a prompt and give each piece when it is found, without the end.
 
-    The pieces are those of :func:`sparq.language.generation.generate`. A beam only knows its answer at its end.
+    The pieces are those of :func:`sparq.language.generation.generate`.
 
     Args:
         model: a causal language model.
         vocabulary: what its ids mean.
         prompt: ids.
         target: what is to be generated.
-        options: how.
+        options: how; a beam, which only knows its answer at its end, has a width of 1.
         index: which prompt of a call this would be, for sampling to draw the same.
     """
-    if options.method == "beam":
-        yield from generate(model, vocabulary, [prompt], target, options)[0]
-        return
     pieces = _Pieces()
 
     def work() -> None:
         try:
-            generate(model, vocabulary, [prompt], target, options, watched=Watched(index, pieces))
+            generate(model, vocabulary, [prompt], target, options, first=index, watcher=pieces)
         except BaseException as error:  # noqa: BLE001 - is raised again where the pieces are asked for
             pieces.queue.put(error)
         pieces.queue.put(None)
