@@ -91,6 +91,17 @@ def test_text_to_be_voiced(tmp_path):
     assert list(read_corpus(tmp_path / "b.txt")) == [Recording("b-1", None, "One."), Recording("b-3", None, "Two.")]
 
 
+def test_words_are_drawn_into_sentences(tmp_path):
+    words = [f"word{i}" for i in range(500)]
+    path = lay_out(tmp_path, {"words.txt": "\n".join(words)}) / "words.txt"
+    said = [recording.text.split() for recording in read_corpus(path, "words", audio=False)]
+    assert sorted(word for sentence in said for word in sentence) == sorted(words)
+    assert [word for sentence in said for word in sentence] != words
+    assert {len(sentence) for sentence in said[:-1]} == set(range(3, 9))
+    assert said == [recording.text.split() for recording in read_corpus(path, "words", audio=False)]
+    assert len({recording.id for recording in read_corpus(path, "words", audio=False)}) == len(said)
+
+
 @pytest.mark.parametrize(
     ("files", "path", "message"),
     [

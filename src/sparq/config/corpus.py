@@ -11,7 +11,7 @@ from sparq.schema import did_you_mean, key
 
 LAYOUTS = (
     "librispeech", "libritts", "mls", "vctk", "librilight", "ljspeech", "arctic", "an4", "lhotse", "sidecars", "audio",
-    "jsonl", "tsv", "text",
+    "jsonl", "tsv", "text", "words", "book",
 )  # fmt: skip
 KINDS = ("audio", "text", "audio-only", "text-only")
 _ONLY = {"audio-only": "speechlm", "text-only": "textlm"}  # kind → the one task that it can serve
@@ -42,6 +42,8 @@ class UnitsConfig:
             Kokoro), and aligns the texts of the others.
         clusters: number of units (paper, E.3: 200).
         fit_utterances: how many utterances it is fitted on.
+        refine: whether a small network, trained on those utterances, corrects the classifier of phonetic units; a ready
+            codebook's too, whose units keep their meaning.
         seed: of the choice of utterances and of the fitting.
     """
 
@@ -49,7 +51,12 @@ class UnitsConfig:
     kind: str = key("kmeans", choices=("kmeans", "phonetic"))
     clusters: int = key(200, minimum=2)
     fit_utterances: int = key(400, minimum=1)
+    refine: bool = False
     seed: int = key(0, minimum=0)
+
+    def __post_init__(self) -> None:
+        if self.refine and self.kind != "phonetic":
+            raise UserError(f"refine: true (expected only with kind: phonetic, not {self.kind})")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from sparq.artifacts import MANIFEST, fingerprint, read_manifest, write_manifest, write_text
 from sparq.config import CorpusConfig
-from sparq.corpus.codebook import fit_on_plan, load_codebook
+from sparq.corpus.codebook import codebook_on_plan, load_codebook
 from sparq.corpus.corpus import CODEBOOK, SHARDS, STATISTICS, Corpus, shard_paths
 from sparq.corpus.parts import Measured, Part, make_parts
 from sparq.corpus.plan import Plan, plan_corpus
@@ -84,9 +84,10 @@ def _build(config: CorpusConfig, plan: Plan, folder: Path, *, quiet: bool) -> No
     ready = None if config.units.name is None else load_codebook(config.units.name)
     layers = config.encoder.layers or (None if ready is None else ready.layers)
     encoder = load_encoder(config.encoder.name, layers)
+    units = fingerprint(config.units)
     if ready is not None:
         UnitExtractor(encoder, ready)  # raises if they were not made for each other
-    units = fingerprint(config.units) if ready is None else ready.fingerprint
+        units = fingerprint([units, ready.fingerprint]) if config.units.refine else ready.fingerprint
     inputs = {"utterances": plan.fingerprint, "encoder": encoder.fingerprint, "units": units}
     if not _complete(folder, inputs):
         _begin(folder, inputs)
@@ -114,7 +115,7 @@ def _make(
     parts = [Part(*pair) for pair in zip(shard_paths(folder, len(plan.shards)), plan.shards, strict=True)]
     with Workers(config.processes) as workers:
         if not (folder / CODEBOOK).exists():
-            book = ready or fit_on_plan(plan, encoder, config.units, folder / _FEATURES, workers, quiet=quiet)
+            book = codebook_on_plan(plan, encoder, config.units, ready, folder / _FEATURES, workers, quiet=quiet)
             book.save(folder / CODEBOOK)
         codebook = Codebook.load(folder / CODEBOOK)
         measured = make_parts(functools.partial(write_shard, codebook), parts, workers, "corpus", quiet=quiet)

@@ -20,7 +20,7 @@ from sparq.speech.audio import RATE
 from sparq.speech.encoder import Encoder, load_encoder
 from sparq.speech.phones import frame_phones, pronounce
 from sparq.speech.phonetic import Heard
-from sparq.speech.units import Codebook, UnitExtractor, fit_codebook, fit_phonetic_codebook
+from sparq.speech.units import Codebook, UnitExtractor, fit_codebook, fit_phonetic_codebook, refine_codebook
 from sparq.speech.voice import Utterance
 
 
@@ -43,22 +43,46 @@ def load_extractor(codebook: Codebook) -> UnitExtractor:
     return UnitExtractor(load_encoder(codebook.encoder_name, codebook.layers), codebook)
 
 
-def fit_on_plan(
-    plan: Plan, encoder: Encoder, config: UnitsConfig, folder: Path, workers: Workers, *, quiet: bool = False
+def codebook_on_plan(
+    plan: Plan,
+    encoder: Encoder,
+    config: UnitsConfig,
+    ready: Codebook | None,
+    folder: Path,
+    workers: Workers,
+    *,
+    quiet: bool = False,
 ) -> Codebook:
-    """Fit units on training utterances spread over the sources of a plan.
+    """Give a ready codebook, refined if that is asked for, or fit one on training utterances spread over the sources.
 
     Args:
         plan: what the corpus will hold.
         encoder: whose features are clustered.
         config: how many utterances and clusters, and the seed.
+        ready: the codebook that is there already, or None.
         folder: where features are kept meanwhile; those that an earlier start left there are used.
         workers: who make features.
         quiet: without a progress bar.
 
     Raises:
-        UserError: there is no speech, no utterance could be made, or they have fewer frames than there are clusters.
+        UserError: there is no speech, no utterance could be made, they have fewer frames than clusters, or the
+            ready codebook has plain units, which nothing refines.
     """
+    if ready is not None and not config.refine:
+        return ready
+    heard = _heard(plan, encoder, config, folder, workers, quiet=quiet)
+    with threadpool_limits(1):  # sums in one order, whatever the machine
+        if ready is not None:
+            return refine_codebook(ready, heard, config.seed)
+        if config.kind == "phonetic":
+            return fit_phonetic_codebook(heard, encoder, config.clusters, config.seed, refine=config.refine)
+        return fit_codebook([one.features for one in heard], encoder, config.clusters, config.seed)
+
+
+def _heard(
+    plan: Plan, encoder: Encoder, config: UnitsConfig, folder: Path, workers: Workers, *, quiet: bool
+) -> list[Heard]:
+    """Features of the first training utterances, and of phonetic units their phones."""
     chosen = Plan(plan.to_fit(config.fit_utterances), {})
     if not chosen.items:
         raise UserError("units.name: null (expected a ready codebook: there is no speech to fit units on)")
@@ -80,10 +104,7 @@ def fit_on_plan(
             reasons += arrays["reasons"].tolist()
     if not heard:
         raise UserError(f"none of {len(chosen.items)} utterances can be used to fit units on ({reasons[0]})")
-    with threadpool_limits(1):  # sums in one order, whatever the machine
-        if config.kind == "phonetic":
-            return fit_phonetic_codebook(heard, encoder, config.clusters, config.seed)
-        return fit_codebook([one.features for one in heard], encoder, config.clusters, config.seed)
+    return heard
 
 
 def _write_features(encoder: str, layers: tuple[int, ...], kind: str, part: Part) -> tuple[Part, float]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import random
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +14,7 @@ from sparq.corpus.recording import Found, Recording, audio_below, audio_named, i
 from sparq.errors import UserError
 
 _ARCTIC = re.compile(r'\(\s*(\S+)\s+"(.*)"\s*\)')
+_LIST = (3, 8)  # words that are read out in one breath
 _SPHINX = re.compile(r"(?:<s>)?\s*(.*?)\s*(?:</s>)?\s*\((\S+)\)")
 
 
@@ -112,6 +115,19 @@ def read_text(path: Path) -> Found:
         raise UserError(f"{path}: is audio; a corpus is a folder, or a .jsonl, .tsv or .txt file")
     for line, where in lines_of(path):
         yield Recording(_line_id(path, where), None, line.strip()), where
+
+
+def read_words(path: Path) -> Found:
+    """Read a word a line, and make sentences of three to eight words that have nothing to do with each other.
+
+    Which words meet follows from the name of the file alone. They teach how words are spelt that sentences seldom have.
+    """
+    chance = random.Random(path.name)
+    words = [(line.strip(), where) for line, where in lines_of(path)]
+    chance.shuffle(words)
+    left = iter(words)
+    while some := list(itertools.islice(left, chance.randint(*_LIST))):
+        yield Recording(_line_id(path, some[0][1]), None, " ".join(word for word, _ in some)), some[0][1]
 
 
 def _line_id(path: Path, where: str) -> str:

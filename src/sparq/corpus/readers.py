@@ -18,6 +18,9 @@ audio       a folder of audio, read as speech alone
 jsonl       ``{"audio": path relative to the file, "text": ..., "id": ..., "speaker": ...}``; audio or text is enough
 tsv         ``id<TAB>sentence``
 text        one sentence a line; also gzipped, as the text corpus of LibriSpeech is
+words       a word a line, of which sentences are drawn that teach spelling
+book        running prose in Markdown, ``*.md``, or named so in plain text, ``*.txt``; a book or a folder of them
+            (:mod:`sparq.corpus.books`)
 =========== ========================================================================================================
 """
 
@@ -26,7 +29,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from sparq.corpus import layouts, published
+from sparq.corpus import books, layouts, published
 from sparq.corpus.manifests import prepared, read_lhotse
 from sparq.corpus.recording import Found, Recording, is_audio
 from sparq.errors import UserError
@@ -47,8 +50,10 @@ READERS: dict[str, Callable[[Path], Found]] = {
     "jsonl": layouts.read_jsonl,
     "tsv": layouts.read_tsv,
     "text": layouts.read_text,
+    "words": layouts.read_words,
+    "book": books.read_book,
 }
-_FILES = {".jsonl": "jsonl", ".tsv": "tsv"}
+_FILES = {".jsonl": "jsonl", ".tsv": "tsv", ".md": "book"}
 _MARKS = {".trans.txt": "librispeech", ".trans.tsv": "libritts"}
 
 
@@ -132,7 +137,7 @@ def _holds_manifests(path: Path) -> bool:
 
 def _marked(path: Path) -> str:
     """Find the layout that a file somewhere below a folder tells; one walk, as far as need be."""
-    holds_audio = False
+    holds_audio = holds_books = False
     for file in path.rglob("*"):
         if not file.name.startswith("."):
             mark = next((layout for suffix, layout in _MARKS.items() if file.name.endswith(suffix)), None)
@@ -145,11 +150,14 @@ def _marked(path: Path) -> str:
             ):
                 return "librilight"
             holds_audio = holds_audio or is_audio(file)
+            holds_books = holds_books or file.suffix == ".md"
     if holds_audio:
         return "sidecars"
+    if holds_books:
+        return "book"
     raise UserError(
         f"{path}: no known corpus layout (metadata.csv, *.trans.txt, *.trans.tsv, transcripts.txt, txt/ with wav48/, "
-        "etc/, manifests of Lhotse, or audio with .txt beside it)"
+        "etc/, manifests of Lhotse, audio with .txt beside it, or books in *.md)"
     )
 
 

@@ -7,7 +7,8 @@ mean probabilities (as square roots, where the distance is Hellinger's), so that
 has another unit than a plain one. A unit is one segment long: about 13 of them a second.
 
 The classifier learns from a voice that says when it spoke each phone, then from everything else, to which the phones of
-the text are aligned by the classifier itself, twice.
+the text are aligned by the classifier itself, twice. It may then be refined: a small network corrects what it says
+(:mod:`sparq.speech.phone_correction`).
 """
 
 from __future__ import annotations
@@ -24,11 +25,13 @@ from safetensors.numpy import save_file
 
 from sparq.errors import UserError
 from sparq.speech.forced_alignment import align
+from sparq.speech.phone_correction import Correction, Labelled, train_correction
 from sparq.speech.phones import PAUSE
 
 CONTEXT = 1
 """Frames on either side that the classifier sees."""
 
+_CORRECTION = "correction."  # before the names of its weights in a file
 _RARE = 20  # frames of a phone, below which it is not learnt
 _ROUNDS = 2  # of alignment
 _EPOCHS = 4
@@ -42,17 +45,19 @@ _UNLIKELY = -1.5  # mean log-probability of a frame, below which an alignment is
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PhoneClassifier:
-    """Phones of an encoder's frames, by one linear layer.
+    """Phones of an encoder's frames, by one linear layer, corrected or not.
 
     Attributes:
         weight: float32 ``[phones, (2 * CONTEXT + 1) * dimension]``; the earliest frame's dimensions come first.
         bias: float32 ``[phones]``.
         phones: the classes, by their symbols.
+        correction: what a network adds to the logits, if it was refined.
     """
 
     weight: np.ndarray
     bias: np.ndarray
     phones: tuple[str, ...]
+    correction: Correction | None = None
 
     def logits(self, features: np.ndarray) -> np.ndarray:
         """Return float32 ``[frames, phones]`` of features ``[frames, dimension]``; the ends stand for what lies beyond.
@@ -67,6 +72,8 @@ class PhoneClassifier:
             padded = np.pad(np.asarray(features, np.float32), ((CONTEXT, CONTEXT), (0, 0)), "edge")
             for offset, part in enumerate(np.split(self.weight, 2 * CONTEXT + 1, axis=1)):
                 logits += padded[offset : offset + len(features)] @ part.T
+            if self.correction is not None:
+                logits += self.correction.logits(features)
         return logits
 
     def segments(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -87,9 +94,14 @@ class PhoneClassifier:
         return np.add.reduceat(roots, starts, axis=0) / lengths[:, None].astype(np.float32), lengths
 
     def save(self, path: Path) -> None:
-        """Write a safetensors file; half precision, which is what :func:`train_classifier` rounds to."""
-        arrays = {"weight": self.weight.astype(np.float16), "bias": self.bias}
+        """Write a safetensors file; matrices in half precision, which is what training rounds them to."""
+        arrays = {name: its.astype(np.float16) if its.ndim > 1 else its for name, its in self.arrays().items()}
         save_file(arrays, path, {"phones": " ".join(self.phones)})
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Return the weights by name."""
+        correction = {} if self.correction is None else self.correction.arrays()
+        return {"weight": self.weight, "bias": self.bias} | {f"{_CORRECTION}{k}": v for k, v in correction.items()}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -115,7 +127,10 @@ def load_classifier(path: Path) -> PhoneClassifier:
     """
     with safe_open(path, "numpy") as file:
         phones = tuple(file.metadata()["phones"].split(" "))
-        return PhoneClassifier(file.get_tensor("weight").astype(np.float32), file.get_tensor("bias"), phones)
+        arrays = {name: file.get_tensor(name).astype(np.float32) for name in file.keys()}  # noqa: SIM118, no mapping
+    correction = {k.removeprefix(_CORRECTION): v for k, v in arrays.items() if k.startswith(_CORRECTION)}
+    corrected = Correction(**correction) if correction else None
+    return PhoneClassifier(arrays["weight"], arrays["bias"], phones, corrected)
 
 
 def train_classifier(utterances: Sequence[Heard], seed: int = 0) -> PhoneClassifier:
@@ -146,6 +161,32 @@ def train_classifier(utterances: Sequence[Heard], seed: int = 0) -> PhoneClassif
         features = [heard.features for heard in timed] + [its for its, _ in found]
         classifier = _train(features, labels + [path for _, path in found], phones, seed)
     return classifier
+
+
+def refine_classifier(classifier: PhoneClassifier, utterances: Sequence[Heard], seed: int = 0) -> PhoneClassifier:
+    """Give a classifier a correction that is trained on utterances; one that it has already goes.
+
+    Args:
+        classifier: whose opinion on timed utterances is kept, and which aligns the others.
+        utterances: held in memory together.
+        seed: of initial weights, dropout and order.
+
+    Raises:
+        UserError: no utterance could be aligned.
+    """
+    plain = dataclasses.replace(classifier, correction=None)
+    classes = {phone: index for index, phone in enumerate(classifier.phones)}
+    known = []
+    for heard in utterances:
+        if heard.timed:
+            labels: np.ndarray | None = np.array([classes.get(phone, -1) for phone in heard.phones], np.int64)
+        else:
+            labels = _align(classifier, heard, classes)
+        if labels is not None:
+            known.append(Labelled(heard.features, plain.logits(heard.features), labels, heard.timed))
+    if not any((its.labels >= 0).any() for its in known):
+        raise UserError(f"units.refine: true (none of {len(utterances)} utterances sounds like its text)")
+    return dataclasses.replace(plain, correction=train_correction(known, seed))
 
 
 def _align(classifier: PhoneClassifier, heard: Heard, classes: dict[str, int]) -> np.ndarray | None:

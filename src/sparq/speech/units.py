@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 from sparq.artifacts import fingerprint, new_folder, read_manifest, require_match, write_manifest
 from sparq.errors import UserError
 from sparq.speech.encoder import Encoder
-from sparq.speech.phonetic import Heard, PhoneClassifier, load_classifier, train_classifier
+from sparq.speech.phonetic import Heard, PhoneClassifier, load_classifier, refine_classifier, train_classifier
 
 Units = Sequence[int] | np.ndarray
 """Numbers of centroids, one a frame, or one for each run of equal ones (merged)."""
@@ -56,7 +56,7 @@ class Codebook:
         layer = self.layers[0] if len(self.layers) == 1 else self.layers
         parts = {"centroids": self.centroids, "encoder": self.encoder, "layer": layer}
         if self.classifier is not None:
-            parts |= {"weight": self.classifier.weight, "bias": self.classifier.bias}
+            parts |= self.classifier.arrays()
         return fingerprint(parts)
 
     def assign(self, features: np.ndarray) -> np.ndarray:
@@ -130,15 +130,37 @@ def fit_codebook(features: Iterable[np.ndarray], encoder: Encoder, k: int = 200,
     return Codebook(_cluster(features, k, seed), encoder.fingerprint, encoder.name, encoder.layers)
 
 
-def fit_phonetic_codebook(utterances: Sequence[Heard], encoder: Encoder, k: int = 200, seed: int = 0) -> Codebook:
+def fit_phonetic_codebook(
+    utterances: Sequence[Heard], encoder: Encoder, k: int = 200, seed: int = 0, *, refine: bool = False
+) -> Codebook:
     """Train a classifier of phones on utterances, and fit k centroids to what it says of their segments.
+
+    Args:
+        utterances: held in memory together.
+        encoder: which made their features.
+        k: the number of units.
+        seed: the same utterances, k and seed give the same codebook.
+        refine: whether a network corrects the classifier.
 
     Raises:
         UserError: no utterance's phones are timed, or there are fewer than k segments.
     """
     classifier = train_classifier(utterances, seed)
+    if refine:
+        classifier = refine_classifier(classifier, utterances, seed)
     means = [classifier.segments(heard.features)[0] for heard in utterances]
     return Codebook(_cluster(means, k, seed), encoder.fingerprint, encoder.name, encoder.layers, classifier)
+
+
+def refine_codebook(book: Codebook, utterances: Sequence[Heard], seed: int = 0) -> Codebook:
+    """Give the classifier of a phonetic codebook a correction; the units stay what they are.
+
+    Raises:
+        UserError: the codebook has no classifier, or no utterance could be aligned.
+    """
+    if book.classifier is None:
+        raise UserError("units.refine: true (expected a phonetic codebook; this one has plain units)")
+    return dataclasses.replace(book, classifier=refine_classifier(book.classifier, utterances, seed))
 
 
 def _cluster(points: Iterable[np.ndarray], k: int, seed: int) -> np.ndarray:
