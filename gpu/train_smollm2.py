@@ -161,7 +161,7 @@ def main() -> int:
     try:
         corpus = Corpus.load(given.corpus)
         vocoder = Vocoder.load(given.vocoder or shipped("vocoder"))  # a part that does not fit is told before training
-        require_match("the vocoder (its codebook)", vocoder.codebook, corpus.codebook.fingerprint)
+        require_match("the vocoder (its codebook)", vocoder.codebook, corpus.codebook.meaning)
         model = plain_model(given.model, given.state)
         vocabulary = vocabulary_of(given, corpus, model)
         training = train(given, corpus, vocabulary, model, folder / "training")

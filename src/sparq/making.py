@@ -141,11 +141,11 @@ def adapt_speechlm(
     def train(work: Path) -> SpeechLM:
         lm = SpeechLM.load(model)
         architecture(lm.model)  # refuses a deployed model
-        require_match("the model (its codebook)", lm.codebook.fingerprint, corpus.codebook.fingerprint)
+        require_match("the model (its codebook)", lm.codebook.meaning, corpus.codebook.meaning)
         if sink is not None:
             install(lm.model, **AttentionConfig().arguments(sink))
         trained = adapt_model(lm.model, corpus, lm.vocabulary, config, work / TRAINING, watcher.training)
-        return SpeechLM(trained.model, lm.vocabulary, lm.codebook, lm.vocoder, limits=lm.limits)
+        return SpeechLM(trained.model, lm.vocabulary, corpus.codebook, lm.vocoder, limits=lm.limits)
 
     def build(work: Path) -> None:
         train(work).save(work / SPEECHLM)
@@ -187,7 +187,7 @@ def quantize_into(
         UserError: the corpus has units of another codebook.
     """
     lm = SpeechLM.load(model)
-    require_match("the model (its codebook)", lm.codebook.fingerprint, corpus.codebook.fingerprint)
+    require_match("the model (its codebook)", lm.codebook.meaning, corpus.codebook.meaning)
     note = (watcher or Watcher()).note
 
     def report(block: BlockReport) -> None:
@@ -239,7 +239,7 @@ def make_vocoder(config: VocoderTrainingConfig, corpus: Corpus, folder: Path) ->
     vocoder = train_vocoder(
         corpus.recordings(),
         folder / TRAINING,
-        corpus.codebook.fingerprint,
+        corpus.codebook.meaning,
         VocoderConfig.preset(config.preset, units=corpus.codebook.size, speaker_dim=speaker_dim),
         dataclasses.replace(training, **{name: value for name, value in given.items() if value is not None}),
         encoder=encoder,

@@ -5,10 +5,11 @@ import dataclasses
 
 import pytest
 import torch
-from torch.optim import AdamW, Muon
+from torch.optim import AdamW
 
 from sparq.adaptation.examples import ExampleStream
 from sparq.adaptation.lora import add_lora
+from sparq.adaptation.muon import Muon
 from sparq.adaptation.optimizers import Together, make_optimizer
 from sparq.adaptation.start import new_model
 from sparq.adaptation.training import adapt
@@ -54,7 +55,7 @@ def test_hidden_matrices_go_by_muon_and_all_else_by_adamw(model, stream):
     assert any("sink_logit" in name for name in named)
     assert not any("head_gate" in name for name, value in named.items() if value.ndim == 2), "heads are not one matrix"
     apart = [
-        Muon(hidden, lr=3e-3, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
+        Muon(hidden, lr=3e-3, weight_decay=0.1),
         AdamW(others, lr=3e-3, weight_decay=0.1, betas=(0.9, 0.98), fused=True),
     ]
     before = copy.deepcopy(model)

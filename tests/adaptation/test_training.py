@@ -217,7 +217,8 @@ def test_checkpoints_keep_adapters_sinks_and_attention(model, stream, tmp_path, 
     assert all(value.abs().min() > 0 for value in sinks)
 
 
-def test_half_precision_stays_in_the_training(model, stream, tmp_path):
+def test_half_precision_stays_in_the_training(model, stream, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
     training = adapt(model, stream, change(precision="bfloat16", steps=2), tmp_path)
     batch = next(iter(stream))["input_ids"]
     fresh = install(new_model_like(training.model), "max")
@@ -225,6 +226,16 @@ def test_half_precision_stays_in_the_training(model, stream, tmp_path):
     with torch.no_grad():
         assert torch.equal(training.model(batch).logits, fresh.eval()(batch).logits)
     assert all(parameter.dtype == torch.float32 for parameter in training.model.parameters())
+
+
+def test_a_processor_that_emulates_bfloat16_takes_float32(model, stream, tmp_path, monkeypatch, caplog):
+    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        monkeypatch.setattr(torch.cpu, name, lambda: False)
+    twin = copy.deepcopy(model)
+    trained = adapt(model, stream, change(precision="bfloat16", steps=2), tmp_path / "emulated").model
+    assert "bfloat16 is emulated by this processor" in caplog.text
+    plain = adapt(twin, stream, change(precision="float32", steps=2), tmp_path / "plain").model
+    assert all(torch.equal(one, two) for one, two in zip(trained.parameters(), plain.parameters(), strict=True))
 
 
 def new_model_like(model):

@@ -402,3 +402,20 @@ def test_phonetic_units_from_a_voice_that_times_its_phones(config, corpus, tmp_p
     recordings = dataclasses.replace(phonetic, sources=(SourceConfig(kind="audio", path=str(tmp_path / "read")),))
     with pytest.raises(UserError, match="0 frames with known phones"):
         build_corpus(recordings, tmp_path / "none", quiet=True)
+    # A ready codebook can be refined on them, though they time nothing; its units go on meaning what they meant.
+    book = tmp_path / "corpus" / "codebook"
+    units = UnitsConfig(name=str(book), kind="phonetic", refine=True)
+    refined = build_corpus(
+        dataclasses.replace(recordings, encoder=EncoderConfig(), units=units), tmp_path / "r", quiet=True
+    )
+    assert refined.codebook.meaning == built.codebook.fingerprint != refined.codebook.fingerprint
+    assert Corpus.load(tmp_path / "r").codebook.fingerprint == refined.codebook.fingerprint
+    np.testing.assert_array_equal(refined.codebook.centroids, built.codebook.centroids)
+
+
+def test_plain_units_are_not_refined(corpus, config, tmp_path):
+    with pytest.raises(UserError, match="refine: true \\(expected only with kind: phonetic, not kmeans\\)"):
+        UnitsConfig(refine=True)
+    units = UnitsConfig(name=str(corpus.folder / "codebook"), kind="phonetic", refine=True)
+    with pytest.raises(UserError, match="this one has plain units"):
+        build_corpus(dataclasses.replace(config, units=units), tmp_path / "c", quiet=True)

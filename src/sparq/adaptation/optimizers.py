@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.optim import Adam, AdamW, Muon, Optimizer
+from torch.optim import Adam, AdamW, Optimizer
 
+from sparq.adaptation.muon import Muon
 from sparq.adaptation.ortho_adam import OrthoAdam
 from sparq.config import AdaptationConfig
 
@@ -44,8 +45,7 @@ def make_optimizer(model: Any, config: AdaptationConfig) -> Optimizer:
         ]
         return OrthoAdam([group for group in groups if group["params"]], seed=config.seed, **adam)
     matrices, others = _parted(model, trained)
-    # With the scale of "Muon is Scalable for LLM Training" (Liu et al. 2025) one learning rate serves both.
-    parts: list[Optimizer] = [Muon(matrices, adjust_lr_fn="match_rms_adamw", **rate)] if matrices else []
+    parts: list[Optimizer] = [Muon(matrices, **rate)] if matrices else []
     return Together([*parts, AdamW(others, **adam)] if others else parts)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -52,6 +53,7 @@ HISTORY = "history.json"
 MEMORY = "base_memory.json"
 TENSORBOARD = "tensorboard"
 _STATE = "trainer_state.json"
+logger = logging.getLogger(__name__)
 
 Logged = dict[str, float]
 Measure = Callable[[PreTrainedModel], Mapping[str, float]]
@@ -304,7 +306,7 @@ def _arguments(config: AdaptationConfig, folder: Path) -> TrainingArguments:
         lr_scheduler_type=SCHEDULES[config.schedule],
         max_grad_norm=config.gradient_clip,
         label_smoothing_factor=config.label_smoothing,
-        bf16=config.precision == "bfloat16",
+        bf16=config.precision == "bfloat16" and _multiplies_bfloat16(),
         fp16=config.precision == "float16",
         save_steps=config.save_every,
         save_total_limit=2,
@@ -317,6 +319,15 @@ def _arguments(config: AdaptationConfig, folder: Path) -> TrainingArguments:
         seed=config.seed,
         use_cpu=not torch.cuda.is_available(),
     )
+
+
+def _multiplies_bfloat16() -> bool:
+    """Whether the device has such arithmetic; a processor that emulates it takes fifty times as long."""
+    processor = torch.cpu._is_avx512_bf16_supported, torch.cpu._is_amx_tile_supported  # noqa: SLF001, no public name
+    if torch.cuda.is_available() or any(has() for has in processor):
+        return True
+    logger.warning("adaptation.precision: bfloat16 is emulated by this processor, which is slow; float32 instead")
+    return False
 
 
 def _largest(here: int, device: torch.device) -> int:

@@ -66,7 +66,7 @@ def _evaluate_vocoder(given: argparse.Namespace) -> None:
     folder = ready_made(given.vocoder)
     assert folder is not None
     spoken = Vocoder.load(folder)
-    require_match("the vocoder (its codebook)", spoken.codebook, corpus.codebook.fingerprint)
+    require_match("the vocoder (its codebook)", spoken.codebook, corpus.codebook.meaning)
     recordings = corpus.recordings(given.source, "held_out")[: given.sentences]
     encoder = _speaker_encoder(given.speaker_encoder, spoken)
     result = resynthesis(spoken, recordings, load_recogniser(given.recogniser), encoder)

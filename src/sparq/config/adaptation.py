@@ -116,7 +116,8 @@ class AdaptationConfig:
         early_stopping: may end it sooner, and keeps the best weights; null for the last ones.
         gradient_clip: largest norm of the gradient.
         label_smoothing: probability given to the other pieces.
-        precision: of the computation; the weights stay in float32.
+        precision: of the computation; the weights stay in float32. A processor without arithmetic of bfloat16 takes
+            float32 in its place, and says so.
         task_weights: how often each task is drawn, relative to the others; a task left out is not trained.
         curriculum: short utterances first; null for all from the start.
         unit_noise: speech that is to be understood is changed, in each example anew, as other readers of the corpus

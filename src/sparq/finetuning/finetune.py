@@ -133,7 +133,7 @@ class FineTuning:
         """Say before the work what would only be found out in it."""
         lm, corpus = self._base, self.corpus
         architecture(lm.model)  # refuses one that cannot be adapted
-        require_match(f"{self.model}: the model (its codebook)", lm.codebook.fingerprint, corpus.codebook.fingerprint)
+        require_match(f"{self.model}: the model (its codebook)", lm.codebook.meaning, corpus.codebook.meaning)
         for split, purpose in zip(SPLITS, ("to learn from", "held out to measure on"), strict=True):
             said = corpus.utterances(split)
             if not said:
@@ -175,7 +175,7 @@ class FineTuning:
             rehearsed=self.general.rehearsed,
             measure=self._measure(lm.vocabulary),
         )
-        return SpeechLM(trained.model, lm.vocabulary, lm.codebook, lm.vocoder, limits=lm.limits)
+        return SpeechLM(trained.model, lm.vocabulary, self.corpus.codebook, lm.vocoder, limits=lm.limits)
 
     def _measure(self, vocabulary: Vocabulary) -> Measure:
         """Measure what stopping needs on all that is held out; outliers would take several times as long."""

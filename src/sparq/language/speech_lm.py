@@ -103,7 +103,7 @@ class SpeechLM:
         if vocabulary.units != codebook.size:
             raise UserError(f"the vocabulary writes {vocabulary.units} units, but the codebook has {codebook.size}")
         if vocoder is not None:
-            require_match("the vocoder (its codebook)", vocoder.codebook, codebook.fingerprint)
+            require_match("the vocoder (its codebook)", vocoder.codebook, codebook.meaning)
         if extractor is not None:
             require_match("the unit extractor (its codebook)", extractor.codebook.fingerprint, codebook.fingerprint)
             self.extractor = extractor
@@ -120,7 +120,7 @@ class SpeechLM:
 
     def _record(self) -> dict[str, str]:
         """Say what gives the model's ids their meaning."""
-        return {"vocabulary": self.vocabulary.fingerprint, "codebook": self.codebook.fingerprint}
+        return {"vocabulary": self.vocabulary.fingerprint, "codebook": self.codebook.meaning}
 
     @functools.cached_property
     def extractor(self) -> UnitExtractor:

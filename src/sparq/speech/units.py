@@ -51,8 +51,18 @@ class Codebook:
         return len(self.centroids)
 
     @property
+    def meaning(self) -> str:
+        """Hash of what the units mean, the correction of a classifier aside; language model and vocoder carry it.
+
+        Parts of one meaning belong together, so that a refined codebook serves what was made for the plain one.
+        """
+        if self.classifier is None or self.classifier.correction is None:
+            return self.fingerprint
+        return dataclasses.replace(self, classifier=dataclasses.replace(self.classifier, correction=None)).fingerprint
+
+    @property
     def fingerprint(self) -> str:
-        """Hash of the centroids and their encoder; vocabulary, language model and vocoder carry it."""
+        """Hash of everything that decides which units come out; a corpus carries it."""
         layer = self.layers[0] if len(self.layers) == 1 else self.layers
         parts = {"centroids": self.centroids, "encoder": self.encoder, "layer": layer}
         if self.classifier is not None:

@@ -40,7 +40,7 @@ class Vocoder:
     Attributes:
         config: the generator's shape.
         generator: makes waveforms of frames; its weights are plain.
-        codebook: fingerprint of the codebook whose units it speaks.
+        codebook: meaning of the codebook whose units it speaks (``Codebook.meaning``).
         rate: samples per second of what it speaks.
         voices: the named voices of a vocoder of many, else None.
 

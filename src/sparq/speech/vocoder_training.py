@@ -259,9 +259,9 @@ class VocoderTrainer:
                 if self.step % self.training.checkpoint_steps == 0 or self.step == self.training.steps:
                     self.save_checkpoint()
 
-    def vocoder(self, codebook_fingerprint: str) -> Vocoder:
+    def vocoder(self, codebook_meaning: str) -> Vocoder:
         """Give the vocoder as it is now, for units of the codebook with this fingerprint."""
-        return Vocoder(self.generator, self.durations.to(self.device), codebook_fingerprint, self.segments.voices)
+        return Vocoder(self.generator, self.durations.to(self.device), codebook_meaning, self.segments.voices)
 
     def _log(self, line: dict[str, float]) -> None:
         with (self.folder / _LOG).open("a", encoding="utf-8") as file:
@@ -306,7 +306,7 @@ class VocoderTrainer:
 def train_vocoder(
     recordings: Sequence[Recording],
     folder: Path,
-    codebook_fingerprint: str,
+    codebook_meaning: str,
     config: VocoderConfig,
     training: VocoderTraining,
     device: str | None = None,
@@ -318,8 +318,8 @@ def train_vocoder(
     Arguments are those of ``VocoderTrainer``; ``start`` is of the same codebook.
     """
     if start is not None:
-        require_match("the vocoder to start from (its codebook)", start.codebook, codebook_fingerprint)
+        require_match("the vocoder to start from (its codebook)", start.codebook, codebook_meaning)
     begin = None if start is None else start.generator
     trainer = VocoderTrainer(recordings, config, training, folder, device, encoder, begin)
     trainer.run()
-    return trainer.vocoder(codebook_fingerprint)
+    return trainer.vocoder(codebook_meaning)
