@@ -47,23 +47,25 @@ def card(sink: str, kept: dict[str, Any]) -> Card:
         licence="apache-2.0",
         licence_note=(
             "Of what it learnt from, sentences of LibriTTS and VCTK are CC BY 4.0, those of LJ Speech in the public "
-            "domain, recordings of Kathleen CC0 and of AN4 under a BSD-style licence. The encoder (Moonshine, MIT) "
-            "and the judge are not part of it."
+            "domain as the novels are, recordings of Kathleen CC0 and of AN4 under a BSD-style licence. The encoder "
+            "(Moonshine, MIT) and the judge are not part of it."
         ),
         usage=[f"sparq transcribe recording.wav --model speechlm-{sink}", "sparq speak 'It is late.' -o late.wav"],
         data={
             "speech": "60 hours: sentences of LJ Speech, VCTK and LibriTTS and phrases cut out of them, read aloud by "
             "the voices hibari and flite at three speeds, by 26 of Kokoro's speakers and by Piper's joe; the "
-            "recordings of Kathleen and AN4, in six copies; half of it disturbed (rooms, noise, telephone)",
-            "units": "Moonshine tiny, layers 3 to 6, phonetic, 100 clusters, runs merged",
+            "recordings of Kathleen and AN4, in six copies; half of it disturbed (rooms, noise, telephone). Then 41 "
+            "more: sentences of eleven old novels (20 hours), words out of a dictionary (7), some of the former",
+            "units": "Moonshine tiny, layers 3 to 6, phonetic with a refined classifier, 100 clusters, runs merged",
             "vocabulary": "1,000 SentencePiece pieces over letters and units",
             "never trained on": "LJ Speech test sentences, Kathleen's last 132 prompts",
         },
         method={
             "model": "Llama kind, 6 layers of 256, 8 heads, from nothing",
-            "trunk": "27 million pieces of the four tasks with the ordinary softmax, Muon, bfloat16, phrases first; "
-            "in the second half units are changed as other readers would change them",
-            "then": "1.6 million pieces with its own attention, learning rate falling to 0",
+            "trunk": "27 million pieces of the four tasks with the ordinary softmax, Muon, phrases first; in the second "
+            "half units are changed as other readers would change them; 1.6 million while the learning rate fell; 2.8 "
+            "million of the later hours",
+            "then": "1.25 million pieces of the later hours with its own attention, learning rate falling to 0",
         },
         columns=list(COLUMNS.values()),
         measured={name: [scores[key] for scores in found.values()] for name, key in MEASURES.items()},
