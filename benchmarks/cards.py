@@ -62,9 +62,9 @@ def card(sink: str, kept: dict[str, Any]) -> Card:
         },
         method={
             "model": "Llama kind, 6 layers of 256, 8 heads, from nothing",
-            "trunk": "27 million pieces of the four tasks with the ordinary softmax, Muon, phrases first; in the second "
-            "half units are changed as other readers would change them; 1.6 million while the learning rate fell; 2.8 "
-            "million of the later hours",
+            "trunk": "27 million pieces of the four tasks with the ordinary softmax, Muon, phrases first, in the "
+            "second half units changed as other readers would; 1.6 million while the learning rate fell; 2.8 million "
+            "of the later hours",
             "then": "1.25 million pieces of the later hours with its own attention, learning rate falling to 0",
         },
         columns=list(COLUMNS.values()),
