@@ -66,6 +66,7 @@ def card(sink: str, kept: dict[str, Any]) -> Card:
             "second half units changed as other readers would; 1.6 million while the learning rate fell; 2.8 million "
             "of the later hours",
             "then": "1.25 million pieces of the later hours with its own attention, learning rate falling to 0",
+            "at last": "the mean of these weights and of the same after the first 60 hours (sparq export --average)",
         },
         columns=list(COLUMNS.values()),
         measured={name: [scores[key] for scores in found.values()] for name, key in MEASURES.items()},

@@ -78,7 +78,7 @@ def _voice(folder: Path) -> None:
     torch.manual_seed(0)
     codebook = load_codebook("codebook")
     config = VocoderConfig.preset("small", units=codebook.size, channels=16, embedding=8)
-    Vocoder(UnitGenerator(config), DurationPredictor(codebook.size), codebook.fingerprint).save(folder)
+    Vocoder(UnitGenerator(config), DurationPredictor(codebook.size), codebook.meaning).save(folder)
 
 
 @pytest.fixture(scope="session")

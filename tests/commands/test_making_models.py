@@ -76,3 +76,14 @@ def test_export(sparq, lm, tmp_path):
     (tmp_path / "mine").mkdir()
     code, _, err = sparq("export", lm, "-o", "mine")
     assert (code, err) == (2, "sparq: mine: is in the way (it is no SpeechLM)\n")
+
+
+def test_export_of_a_mean(sparq, lm, tmp_path):
+    other = SpeechLM.load(lm)
+    for weight in other.model.parameters():
+        weight.data.mul_(3.0)
+    other.save(tmp_path / "other")
+    assert sparq("export", lm, "-o", "mean", "--average", "other")[0] == 0
+    mean, first = SpeechLM.load(tmp_path / "mean").model, SpeechLM.load(lm).model
+    for (name, weight), expected in zip(mean.named_parameters(), first.parameters(), strict=True):
+        torch.testing.assert_close(weight, 2 * expected, msg=name)

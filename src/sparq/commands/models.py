@@ -115,17 +115,23 @@ def add_export(made: Any) -> None:
     command = add_command(made, "export", export, "Write a SpeechLM as a folder to pass on", as_json=False)
     command.add_argument("model", help="a SpeechLM folder")
     command.add_argument("-o", "--output", required=True, help="a folder; an older SpeechLM of that name is replaced")
+    text = "another branch of the same training: the mean of all weights is written"
+    command.add_argument("--average", action="append", default=[], metavar="MODEL", help=text)
     command.add_argument("--half", action="store_true", help="weights in half precision")
     command.add_argument("--lean", action="store_true", help="without the parts that ship with SpARQ")
 
 
 def export(given: argparse.Namespace) -> None:
     """Write a SpeechLM as a folder to pass on."""
+    import sparq
+    from sparq.language.averaging import average
     from sparq.language.card import copy_card
 
     output = _free_for_speechlm(given)
-    load_model(given).save(output, half=given.half, complete=not given.lean)
-    copy_card(Path(given.model), output)
+    lm = average([load_model(given), *(sparq.load(name) for name in given.average)])
+    lm.save(output, half=given.half, complete=not given.lean)
+    if not given.average:
+        copy_card(Path(given.model), output)
     print(f"{output}: {_megabytes(output.rglob('*'))}")
 
 
