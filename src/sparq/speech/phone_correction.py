@@ -112,7 +112,7 @@ def train_correction(utterances: Sequence[Labelled], seed: int = 0) -> Correctio
                 logits = said[chosen] + _forward(seen, parameters)
                 loss = _loss(logits, said[chosen], labels[chosen], timed[chosen])
                 optimizer.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
                 optimizer.step()
                 schedule.step()
     with torch.no_grad():
