@@ -17,7 +17,8 @@ POSITIONS = 80
 def _tones(seconds: float, seed: int, rate: int) -> np.ndarray:
     random = np.random.default_rng(seed)
     time = np.arange(int(seconds * rate)) / rate
-    pitch = np.repeat(random.uniform(100, 3000, 8), -(-len(time) // 8))[: len(time)]
+    tones = max(8, int(20 * seconds))
+    pitch = np.repeat(random.uniform(100, 3000, tones), -(-len(time) // tones))[: len(time)]
     return (0.3 * np.sin(2 * np.pi * np.cumsum(pitch) / rate) + 0.01 * random.normal(size=len(time))).astype(np.float32)
 
 
