@@ -38,7 +38,7 @@ def tuned(folder, base, output, *, settings=SETTINGS, method="lora", **told):
 def folder(record, tmp_path_factory):
     """Sixteen recordings, of which one is too long for the model, and one that is no sound beside them."""
     folder = record(tmp_path_factory.mktemp("said") / "my voice")
-    record(folder / "long", count=1, seconds=20)
+    record(folder / "long", count=1, seconds=60)
     (folder / "broken.wav").write_text("no sound")
     (folder / "broken.txt").write_text("hi quinn")
     (folder / "long" / "ann.txt").write_text("Hi rob.")
@@ -199,7 +199,7 @@ def test_one_line_and_exit_code_2(command, record, base, tiny_run, mine, tmp_pat
     (tmp_path / "text.jsonl").write_text('{"text": "hello"}\n')
     names = {"quantised": tiny_run.folder / "max-W8A8" / "speechlm", "others": tmp_path / "others"}
     if "long" in line:
-        record(tmp_path / "long", count=3, seconds=20)
+        record(tmp_path / "long", count=3, seconds=60)
     if "others" in line:
         _with_another_codebook(mine.with_name("mine.work") / "corpus", tmp_path / "others")
     arguments = [word.format(**names) for word in line.split()]
