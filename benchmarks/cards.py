@@ -35,7 +35,7 @@ MEASURES = {
 
 
 def card(sink: str, kept: dict[str, Any]) -> Card:
-    found = {source: kept["sources"][source][sink] for source in COLUMNS}
+    found = {source: kept["sources"][source][sink] for source in COLUMNS if source in kept["sources"]}
     counts = ", ".join(f"{scores['utterances']} {COLUMNS[source]}" for source, scores in found.items())
     made = read_manifest(WEIGHTS / f"speechlm-{sink}", "speechlm").made
     return Card(
@@ -68,7 +68,7 @@ def card(sink: str, kept: dict[str, Any]) -> Card:
             "then": "1.25 million pieces of the later hours with its own attention, learning rate falling to 0",
             "at last": "the mean of these weights and of the same after the first 60 hours (sparq export --average)",
         },
-        columns=list(COLUMNS.values()),
+        columns=[COLUMNS[source] for source in found],
         measured={name: [scores[key] for scores in found.values()] for name, key in MEASURES.items()},
         measured_on=(
             f"On {counts}; beam of {kept['beam']} to listen, the best heard of five draws to speak; the judge of "
