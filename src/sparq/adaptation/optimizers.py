@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.optim import Adam, AdamW, Optimizer
 
+from sparq.adaptation.closure import evaluate
 from sparq.adaptation.muon import Muon
 from sparq.adaptation.ortho_adam import OrthoAdam
 from sparq.config import AdaptationConfig
@@ -81,10 +82,7 @@ class Together(Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Take a step with each."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = evaluate(closure)
         for part in self.parts:
             part.step()
         return loss

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Adam
 
+from sparq.adaptation.closure import evaluate
 from sparq.quantization.hadamard import hadamard, random_signs
 
 
@@ -53,10 +54,7 @@ class OrthoAdam(Adam):
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Take a step: Adam's own, from zero and with turned gradients, is what the parameters move by, turned back."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = evaluate(closure)
         stepping = []
         for parameter, group, signs in self._turned():
             stepping.append((parameter, parameter.clone(), parameter.grad, group, signs))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +23,7 @@ from torch.utils.tensorboard import SummaryWriter
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
+from sparq.adaptation.arguments import trainer_arguments
 from sparq.adaptation.ends import (
     START,
     best_step,
@@ -43,17 +43,10 @@ from sparq.attention.install import base_model
 from sparq.config import AdaptationConfig
 from sparq.errors import UserError
 
-SCHEDULES = {
-    "constant": "constant_with_warmup",
-    "linear": "linear",
-    "cosine": "cosine",
-    "inverse_sqrt": "inverse_sqrt",
-}
 HISTORY = "history.json"
 MEMORY = "base_memory.json"
 TENSORBOARD = "tensorboard"
 _STATE = "trainer_state.json"
-logger = logging.getLogger(__name__)
 
 Logged = dict[str, float]
 Measure = Callable[[PreTrainedModel], Mapping[str, float]]
@@ -249,7 +242,7 @@ def adapt(
     if config.precision == "float16" and not torch.cuda.is_available():
         raise UserError("adaptation.precision: float16 needs a GPU (expected float32 or bfloat16 without one)")
     trained, memory = _with_adapters(model, config)
-    arguments = _arguments(config, folder)
+    arguments = trainer_arguments(config, folder)
     arguments.max_steps = last_step(config, stream, arguments.world_size)
     arguments.warmup_steps = warmup_steps(config, arguments.max_steps)
     checkpoint = last_checkpoint(folder)
@@ -295,39 +288,6 @@ def last_checkpoint(folder: Path) -> Path | None:
             continue
         return checkpoint
     return None
-
-
-def _arguments(config: AdaptationConfig, folder: Path) -> TrainingArguments:
-    return TrainingArguments(
-        output_dir=str(folder),
-        per_device_train_batch_size=1,  # an item of the stream is a whole batch
-        gradient_accumulation_steps=config.accumulate,
-        learning_rate=config.learning_rate,
-        lr_scheduler_type=SCHEDULES[config.schedule],
-        max_grad_norm=config.gradient_clip,
-        label_smoothing_factor=config.label_smoothing,
-        bf16=config.precision == "bfloat16" and _multiplies_bfloat16(),
-        fp16=config.precision == "float16",
-        save_steps=config.save_every,
-        save_total_limit=2,
-        logging_steps=config.log_every,
-        logging_nan_inf_filter=False,  # it would put earlier losses in the place of one that is not finite
-        ignore_data_skip=True,  # the stream starts behind the batches that were seen
-        accelerator_config={"dispatch_batches": False},
-        report_to=[],
-        disable_tqdm=True,
-        seed=config.seed,
-        use_cpu=not torch.cuda.is_available(),
-    )
-
-
-def _multiplies_bfloat16() -> bool:
-    """Whether the device has such arithmetic; a processor that emulates it takes fifty times as long."""
-    processor = torch.cpu._is_avx512_bf16_supported, torch.cpu._is_amx_tile_supported  # noqa: SLF001, no public name
-    if torch.cuda.is_available() or any(has() for has in processor):
-        return True
-    logger.warning("adaptation.precision: bfloat16 is emulated by this processor, which is slow; float32 instead")
-    return False
 
 
 def _largest(here: int, device: torch.device) -> int:

@@ -85,6 +85,8 @@ def _heard(
     """Features of the first training utterances, and of phonetic units their phones."""
     chosen = Plan(plan.to_fit(config.fit_utterances), {})
     if not chosen.items:
+        if config.name is not None:
+            raise UserError("units.refine: true (expected false: there is no speech to refine units on)")
         raise UserError("units.name: null (expected a ready codebook: there is no speech to fit units on)")
     parts = [Part(folder / f"{index:05d}.npz", items) for index, items in enumerate(chosen.shards)]
     make_parts(

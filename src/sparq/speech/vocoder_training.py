@@ -260,7 +260,7 @@ class VocoderTrainer:
                     self.save_checkpoint()
 
     def vocoder(self, codebook_meaning: str) -> Vocoder:
-        """Give the vocoder as it is now, for units of the codebook with this fingerprint."""
+        """Give the vocoder as it is now, for units of codebooks with this meaning."""
         return Vocoder(self.generator, self.durations.to(self.device), codebook_meaning, self.segments.voices)
 
     def _log(self, line: dict[str, float]) -> None:
