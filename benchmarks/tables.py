@@ -58,8 +58,8 @@ def shipped(kept: dict[str, Any]) -> str:
     alone = kept["resynthesis_wer"]
     after = (
         "The vocoder alone, from real units of the same sentences, not refined: "
-        f"{alone['test']['raw units']:.1f} %, and {alone['test']['merged units']:.1f} % from merged ones with predicted "
-        "durations. Of the sentences 2 % also occur inside a training text. Phrases of one to five words were last "
+        f"{alone['test']['raw units']:.1f} %, and {alone['test']['merged units']:.1f} % from merged ones with "
+        "predicted durations. Of the sentences 2 % also occur inside a training text. Phrases of one to five words were last "
         "measured on the weights of 24 November (ASR 16 to 17 %, TTS 33 to 35 %)."
     )
     made = table(["heard or said", "number", "task", *SINKS], rows, left=3)
