@@ -59,8 +59,8 @@ def shipped(kept: dict[str, Any]) -> str:
     after = (
         "The vocoder alone, from real units of the same sentences, not refined: "
         f"{alone['test']['raw units']:.1f} %, and {alone['test']['merged units']:.1f} % from merged ones with "
-        "predicted durations. Of the sentences 2 % also occur inside a training text. Phrases of one to five words were last "
-        "measured on the weights of 24 November (ASR 16 to 17 %, TTS 33 to 35 %)."
+        "predicted durations. Of the sentences 2 % also occur inside a training text. Phrases of one to five words "
+        "were last measured on the weights of 24 November (ASR 16 to 17 %, TTS 33 to 35 %)."
     )
     made = table(["heard or said", "number", "task", *SINKS], rows, left=3)
     return f"{textwrap.fill(before, 120)}\n\n{made}\n{textwrap.fill(after, 120)}\n"
