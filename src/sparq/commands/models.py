@@ -128,7 +128,9 @@ def export(given: argparse.Namespace) -> None:
     from sparq.language.card import copy_card
 
     output = _free_for_speechlm(given)
-    lm = average([load_model(given), *(sparq.load(name) for name in given.average)])
+    lm = load_model(given)
+    if given.average:
+        lm = average([lm, *(sparq.load(name) for name in given.average)])
     lm.save(output, half=given.half, complete=not given.lean)
     if not given.average:
         copy_card(Path(given.model), output)
