@@ -499,11 +499,15 @@ def test_it_speaks_in_the_voice_that_is_asked_for(many, tmp_path):
 
 
 def test_what_goes_on_keeps_the_voice_of_its_beginning(many):
+    # The pulses' phase adds up the rounding of every frame's pitch, which is another for two at once than for one; in
+    # float64 nothing of it is left, and a voice that is only like the other cannot pass.
+    many.vocoder.generator.double()
+    many.vocoder._durations.double()
     waves = [sound(2), 0.2 * sound(2)]
     own = many.continue_speech(waves, SHORT)
     for (wave, _), beginning in zip(own, waves, strict=True):
         told = many.continue_speech(beginning, SHORT, voice=many.vocoder.embedding(beginning))[0]
-        np.testing.assert_allclose(wave, told, atol=1e-4)
+        np.testing.assert_allclose(wave, told, atol=1e-9)
         assert not np.array_equal(wave, many.continue_speech(beginning, SHORT, voice="ann")[0])
     assert many.continue_speech([], SHORT) == []
 
