@@ -25,17 +25,18 @@ from sparq.corpus.utterance import Utterance
 from sparq.evaluation import word_error_rate
 from sparq.evaluation.resynthesis import speak_units
 from sparq.evaluation.scoring import Assessment, assess
-from sparq.language.speech_lm import SPEAKING, SpeechLM
+from sparq.language.speech_lm import LISTENING_IN_VIEWS, SPEAKING, SpeechLM
 from sparq.speech.recogniser import Recogniser, load_recogniser
 from sparq.speech.vocoder import Vocoder
 
 SINKS = ("none", "max", "zero")
 
 
-def told(assessment: Assessment) -> dict[str, object]:
+def told(assessment: Assessment, views: int) -> dict[str, object]:
     """What is kept of an assessment: every number, and none of the texts."""
     return {
         "utterances": assessment.asr.utterances,
+        "views": views,
         **{name: round(value, 2) for name, value in dataclasses.asdict(assessment.scores).items()},
         "asr_words": assessment.asr.words,
         "next_token_accuracy": {task: round(value, 2) for task, value in assessment.accuracy.items()},
@@ -61,7 +62,7 @@ def measure(folder: Path, source: str, corpus: Path, sentences: int, beam: int) 
     torch.set_num_threads(1)
     held_out = Corpus.load(corpus).utterances("held_out", [source])
     config = EvaluationConfig(sentences=sentences, beam=beam, draws=SPEAKING.draws)
-    return told(assess(SpeechLM.load(folder), held_out, load_recogniser(), config))
+    return told(assess(SpeechLM.load(folder), held_out, load_recogniser(), config), 1 + len(held_out[0].views))
 
 
 def main() -> None:
@@ -70,7 +71,7 @@ def main() -> None:
     parser.add_argument("sources", nargs="+")
     parser.add_argument("--models", default="speechlm-{sink}", help="a shipped name or a folder, with {sink} in it")
     parser.add_argument("--sentences", type=int, default=200, help="of each source, at most")
-    parser.add_argument("--beam", type=int, default=EvaluationConfig().beam)
+    parser.add_argument("--beam", type=int, default=LISTENING_IN_VIEWS.beams, help="in each view that the corpus has")
     parser.add_argument("--processes", type=int, default=2, help="models at work side by side")
     parser.add_argument("--output", type=Path, required=True)
     given = parser.parse_args()
@@ -78,6 +79,8 @@ def main() -> None:
     names = {sink: given.models.replace("{sink}", sink) for sink in SINKS}
     folders = {sink: Path(name) if Path(name).is_dir() else shipped(name) for sink, name in names.items()}
     measured: dict[str, dict[str, object]] = {source: {} for source in given.sources}
+    resynthesised: dict[str, dict[str, float]] = {}
+    kept = {"made": provenance(), "beam": given.beam, "sources": measured, "resynthesis_wer": resynthesised}
     with ProcessPoolExecutor(given.processes, get_context("spawn")) as pool:
         asked = [
             (source, sink, pool.submit(measure, folders[sink], source, given.corpus, given.sentences, given.beam))
@@ -86,14 +89,13 @@ def main() -> None:
         for source, sink, answer in asked:
             measured[source][sink] = found = answer.result()
             print(f"{sink:5} {source:16} WER % of ASR {found['asr_wer']}, of TTS {found['tts_wer']}", flush=True)
+            write_text(given.output, json.dumps(kept, indent=1) + "\n")
     vocoder = Vocoder.load(shipped("vocoder"))
-    resynthesised = {
-        source: resynthesis(vocoder, corpus.utterances("held_out", [source])[: given.sentences], judge)
-        for source in given.sources
-    }
-    print("resynthesis WER %", resynthesised)
-    kept = {"made": provenance(), "beam": given.beam, "sources": measured, "resynthesis_wer": resynthesised}
-    write_text(given.output, json.dumps(kept, indent=1) + "\n")
+    for source in given.sources:
+        held_out = corpus.utterances("held_out", [source])[: given.sentences]
+        resynthesised[source] = resynthesis(vocoder, held_out, judge)
+        print("resynthesis WER %", source, resynthesised[source], flush=True)
+        write_text(given.output, json.dumps(kept, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -62,9 +62,9 @@ def test_what_is_written_down_is_printed_before_the_rest_is_heard(transcribe, ti
     events = []
     write_down = SpeechLM.write_down
 
-    def heard(self, units, options=None, *, batch):
+    def heard(self, units, options=None, **others):
         events.append(len(units))
-        return write_down(self, units, options, batch=batch)
+        return write_down(self, units, options, **others)
 
     monkeypatch.setattr(SpeechLM, "write_down", heard)
     monkeypatch.setattr("builtins.print", lambda *text, **_: events.append(text[0]))
@@ -136,11 +136,11 @@ def test_a_long_recording_goes_on_where_it_was_stopped(transcribe, tiny_run, tmp
     asked = []
     write_down = SpeechLM.write_down
 
-    def heard(self, units, options=None, *, batch):
+    def heard(self, units, options=None, **others):
         asked.append(len(units))
         if sum(asked) == 3:
             raise KeyboardInterrupt
-        return write_down(self, units, options, batch=batch)
+        return write_down(self, units, options, **others)
 
     monkeypatch.setattr(SpeechLM, "write_down", heard)
     assert transcribe(tiny_run.audio, "-o", "a.json")[0] == 130

@@ -32,6 +32,7 @@ from sparq.schema import dump
 from sparq.speech.audio import load_audio, save_audio
 from sparq.speech.augmentation import disturb
 from sparq.speech.phones import PAUSE, pronounce
+from sparq.speech.views import other_views
 from sparq.speech.voices import load_voice
 from sparq.stages import run_stage
 
@@ -112,6 +113,38 @@ def test_units_and_words_are_those_of_the_voice_and_the_encoder(config, corpus):
         frames = np.stack([utterance.starts, utterance.ends], axis=1)
         # Half a frame of 24 ms, but for a word that ends behind the last frame.
         np.testing.assert_allclose(np.minimum(seconds, len(utterance.units) * 0.024), frames * 0.024, atol=0.0121)
+
+
+def test_what_is_held_out_is_heard_in_several_ways(config, corpus):
+    views = dataclasses.replace(config, views=3)
+    held = [item for item in plan_corpus(views).items if item.split == "held_out"][:2]
+    trained = next(item for item in plan_corpus(views).items if item.split == "train")
+    rows = build_shard([*held, trained], corpus.codebook).to_pylist()
+    extractor, voice = load_extractor(corpus.codebook), load_voice("hibari")
+    for item, row in zip(held, rows, strict=False):
+        said = voice.speak(item.text, item.speed, item.seed)
+        (expected,) = other_views(extractor, [said.waveform], 3)
+        assert len(row["views"]) == 2
+        for its, units in zip(row["views"], expected, strict=True):
+            np.testing.assert_array_equal(its, units)
+        assert its != row["units"]
+    assert rows[2]["views"] is None
+    assert plan_corpus(views).fingerprint != plan_corpus(config).fingerprint
+
+
+def test_views_come_back_and_shards_without_them_do_too(config, tmp_path):
+    made = build_corpus(
+        dataclasses.replace(config, views=2, limit=40, sources=config.sources[:1]), tmp_path / "a", quiet=True
+    )
+    assert {len(one.views) for one in made.utterances("held_out")} == {1}
+    assert {one.views for one in made.utterances("train")} == {()}
+    assert made.utterances("held_out")[0].views[0].dtype == np.int64
+    path = next(
+        path for path in (tmp_path / "a" / "shards").iterdir() if "train" in pq.read_table(path)["split"].to_pylist()
+    )
+    table = pq.read_table(path)  # as an earlier SpARQ wrote it
+    pq.write_table(table.drop_columns("views").replace_schema_metadata(table.schema.metadata), path)
+    assert len(Corpus.load(tmp_path / "a").utterances("train")) == len(made.utterances("train"))
 
 
 def test_copies_are_said_once_and_disturbed_each_in_its_way(config, corpus, monkeypatch):

@@ -109,11 +109,24 @@ def test_outliers_are_those_of_the_sequences_of_each_task(lm):
 def test_it_listens_and_speaks_as_it_is_told(lm, monkeypatch, draws, method):
     listened, spoke = [], []
     write_down, speak = lm.write_down, lm.speak
-    monkeypatch.setattr(lm, "write_down", lambda units, options: listened.append(options) or write_down(units, options))
+    monkeypatch.setattr(
+        lm, "write_down", lambda units, options, **more: listened.append(options) or write_down(units, options, **more)
+    )
     monkeypatch.setattr(lm, "speak", lambda texts, options: spoke.append(options) or speak(texts, options))
     assess(lm, utterances(), Judge(), dataclasses.replace(CONFIG, beam=3, draws=draws))
     assert (listened[0].method, listened[0].beams, listened[0].max_pieces) == ("beam", 3, 6)
     assert (spoke[0].method, spoke[0].answers, spoke[0].max_pieces) == (method, draws, 6)
+
+
+def test_it_listens_to_all_the_ways_in_which_something_was_heard(lm, monkeypatch):
+    given = []
+    write_down = lm.write_down
+    monkeypatch.setattr(
+        lm, "write_down", lambda *a, views, **more: given.extend(views) or write_down(*a, views=views, **more)
+    )
+    heard = [dataclasses.replace(one, views=(one.units[:-1],) * n) for n, one in enumerate(utterances(3))]
+    assess(lm, heard, Judge(), CONFIG)
+    assert [len(views) for views in given] == [0, 1, 2]
 
 
 def test_nothing_held_out(lm):

@@ -52,6 +52,43 @@ def test_the_text_of_the_largest_weighted_sum_is_taken(model, vocabulary, channe
     assert best_texts(model, vocabulary, UNITS, TEXTS, Rescoring(channel, prior)) == expected
 
 
+@pytest.mark.parametrize(("channel", "prior"), [(0.0, 0.0), (0.5, 0.0), (0.3, 2.0)])
+def test_of_several_views_the_mean_counts_and_the_prior_once(model, vocabulary, channel, prior):
+    views = [[np.array([4, 4, 0])], [], [np.array([2, 1]), np.array([1, 5, 0, 3])]]
+    expected = []
+    for texts, units, others in zip(TEXTS, UNITS, views, strict=True):
+        ways = [units, *others]
+        scores = {
+            text: sum(
+                likelihood(model, vocabulary, "asr", text, way)
+                + channel * likelihood(model, vocabulary, "tts", text, way)
+                for way in ways
+            )
+            / len(ways)
+            + prior * likelihood(model, vocabulary, "textlm", text, units)
+            for text in texts
+        }
+        expected.append(max(scores, key=scores.__getitem__))
+    assert best_texts(model, vocabulary, UNITS, TEXTS, Rescoring(channel, prior), views) == expected
+    other = [[UNITS[0]] * 3, [], [UNITS[2]]]  # heard the same again: as if heard once
+    once = best_texts(model, vocabulary, UNITS, TEXTS, Rescoring(channel, prior))
+    assert best_texts(model, vocabulary, UNITS, TEXTS, Rescoring(channel, prior), other) == once
+
+
+def test_the_other_tasks_are_asked_of_the_five_that_asr_finds_likeliest(model, vocabulary):
+    texts = ["one", "two", "three", "one two", "two three", "three one", "two one two", "three three one two"]
+    left_out = []
+    for units in (*UNITS, np.array([2, 2]), np.array([0, 5, 1, 4, 3, 2])):
+        heard, said = (
+            {text: likelihood(model, vocabulary, task, text, units) for text in texts} for task in ("asr", "tts")
+        )
+        likeliest = sorted(texts, key=heard.__getitem__)[-5:]
+        wanted = max(likeliest, key=said.__getitem__)
+        assert best_texts(model, vocabulary, [units], [texts], Rescoring(1e6, 0)) == [wanted]
+        left_out.append(wanted != max(texts, key=said.__getitem__))
+    assert any(left_out)  # or weighing all of them would do
+
+
 def test_opinions_differ(model, vocabulary):
     """Otherwise the test above could not tell whose was followed."""
     found = {tuple(best_texts(model, vocabulary, UNITS, TEXTS, Rescoring(c, p))) for c, p in [(0, 0), (50, 0), (0, 50)]}
@@ -70,7 +107,8 @@ def test_units_in_which_the_text_is_heard_best_are_spoken(model, vocabulary):
     several = [[[1, 2, 3], [4, 2], [1, 5, 0, 2]], [[2, 1], [2, 1], [0]], [[5], [3, 4]]]
     expected = []
     for text, ways in zip(texts, several, strict=True):
-        scores = [sum(w * likelihood(model, vocabulary, t, text, its) for t, w in HEARD.items()) for its in ways]
+        weights = {"asr": 1.0} | HEARD
+        scores = [sum(w * likelihood(model, vocabulary, t, text, its) for t, w in weights.items()) for its in ways]
         expected.append(ways[int(np.argmax(scores))])
     found = best_units(model, vocabulary, texts, several)
     assert [list(units) for units in found] == expected

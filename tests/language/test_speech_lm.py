@@ -18,7 +18,8 @@ from sparq.attention import install, installed
 from sparq.config import AttentionConfig
 from sparq.errors import UserError
 from sparq.language import speaking, speech_lm
-from sparq.language.generation import GenerationOptions, generate
+from sparq.language.generation import GenerationOptions, beam_search, candidates, generate
+from sparq.language.rescoring import Rescoring, best_texts
 from sparq.language.speech_lm import Limits, SpeechLM
 from sparq.language.tasks import TASKS, continuation_prompt, prompt
 from sparq.language.vocabulary import Modality
@@ -31,6 +32,7 @@ from sparq.speech.segmentation import spoken_spans
 from sparq.speech.speaker import SpeakerEncoder
 from sparq.speech.speaker_table import SpeakerTable
 from sparq.speech.units import Codebook, UnitExtractor, merge_repeats
+from sparq.speech.views import other_views
 from sparq.speech.vocoder import UnitGenerator, Vocoder, VocoderConfig
 
 UNITS = 12
@@ -308,12 +310,31 @@ def test_transcription_is_asr_of_the_units(lm, tmp_path):
     ids = generate(lm.model, lm.vocabulary, [prompt(TASKS["asr"], lm.vocabulary, units)], Modality.TEXT, SHORT)[0]
     expected = lm.vocabulary.decode_text(ids)
     assert expected
-    assert lm.transcribe(wave, SHORT) == expected
+    assert lm.transcribe(wave, SHORT, views=1) == expected
     save_audio(tmp_path / "a.flac", wave)
     for path in (tmp_path / "a.flac", str(tmp_path / "a.flac")):
-        assert lm.transcribe(path, SHORT) == expected
+        assert lm.transcribe(path, SHORT, views=1) == expected
     with (tmp_path / "a.flac").open("rb") as file:
-        assert lm.transcribe(file, SHORT) == expected
+        assert lm.transcribe(file, SHORT, views=1) == expected
+
+
+def test_what_a_beam_finds_in_any_view_is_weighed_by_all(lm):
+    wave = sound(3)
+    (piece,) = pieces_of(wave, 9)
+    extractor = UnitExtractor(Loudness(), lm.codebook)
+    (units,) = extractor.extract([piece])
+    (views,) = other_views(extractor, [piece], 4)
+    assert len(views) == 3
+    options, task = beam_search(8), TASKS["asr"]
+    prompts = [prompt(task, lm.vocabulary, one) for one in (units, *views)]
+    found = candidates(lm.model, lm.vocabulary, prompts, task.target, options)
+    texts = [lm.vocabulary.decode_text(ids) for answers in found for ids in answers[:4]]
+    expected = best_texts(lm.model, lm.vocabulary, [units], [texts], Rescoring(), [views])
+    assert lm.write_down([units], options, views=[views]) == expected
+    assert [lm.transcribe(wave, options)] == expected  # four, unless another number is asked for
+    assert lm.write_down([units, units], options, views=[views, ()]) == expected + lm.write_down([units], options)
+    with pytest.raises(UserError, match="views: 5"):
+        lm.transcribe(wave, views=5)
 
 
 def test_recordings_are_transcribed_with_a_beam_unless_told_otherwise(lm, monkeypatch):
@@ -321,8 +342,9 @@ def test_recordings_are_transcribed_with_a_beam_unless_told_otherwise(lm, monkey
     search = "sparq.language.speech_lm.candidates"
     monkeypatch.setattr(search, lambda *given, **_: asked.append(given[-1]) or [[[]] for _ in given[2]])
     lm.transcribe(sound(2))
+    lm.transcribe(sound(2), views=1)
     lm.transcribe(sound(2), GenerationOptions())
-    assert [(options.method, options.answers) for options in asked] == [("beam", 8), ("greedy", 1)]
+    assert [(options.method, options.answers) for options in asked] == [("beam", 4), ("beam", 8), ("greedy", 1)]
 
 
 def test_many_recordings_are_transcribed_as_one_by_one(lm):

@@ -53,7 +53,7 @@ def add_model(command: Any) -> None:
 
 def add_search(command: Any) -> None:
     """Let it be said how an answer is searched for."""
-    text = "width of the beam search, 1 for greedy (default: 8 to transcribe, else none)"
+    text = "width of the beam search, 1 for greedy (default: none, but to transcribe 4 in each view, or 8 in one)"
     command.add_argument("--beam", type=positive, help=text)
     command.add_argument("--temperature", type=float, help="sample instead of searching")
     command.add_argument("--top-p", type=float, help="sample from this share of the probability")

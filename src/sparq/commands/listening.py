@@ -48,6 +48,8 @@ def add_transcribe(made: Any) -> None:
     text = "tell when each word is said (in JSON), and cut subtitles between words"
     command.add_argument("--words", action="store_true", help=text)
     command.add_argument("--overwrite", action="store_true", help="make transcripts anew that are there already")
+    text = "hear it in so many ways, 1 to 4: more is slower and surer (default 4)"
+    command.add_argument("--views", type=positive, default=4, choices=range(1, 5), metavar="N", help=text)
     command.add_argument("--batch", type=positive, default=16, help="stretches of speech at once (default 16)")
     text = "what tells speech from the rest: silero (default), or loudness, which takes any sound for speech"
     command.add_argument("--detector", default="silero", help=text)
@@ -89,7 +91,7 @@ def _unfinished(given: argparse.Namespace, waiting: Mapping[Recording, Path]) ->
     from sparq.artifacts import fingerprint, read_manifest
     from sparq.language.unfinished import Unfinished
 
-    settings = (search_options(given), given.detector, given.words)
+    settings = (search_options(given), given.detector, given.words, given.views)
     model = read_manifest(model_folder(given), "speechlm").fingerprint if waiting else ""
     found: dict[Recording, Unfinished | None] = dict.fromkeys(waiting)
     for one, target in waiting.items():
@@ -117,7 +119,8 @@ def _onto_standard_output(given: argparse.Namespace, form: str, found: list[Reco
     if len(found) == 1 and form != "json":
         (one,) = found
         waveform = load_audio(one.source)
-        heard = _model(given).segments(waveform, search_options(given), batch=given.batch, words=given.words)
+        told = {"views": given.views, "batch": given.batch, "words": given.words}
+        heard = _model(given).segments(waveform, search_options(given), **told)
         for part in written(form, heard, one.name, len(waveform) / RATE):
             print(part, end="", flush=True)
         return
@@ -177,6 +180,7 @@ def _transcripts(
         _model(given),
         _waveforms(found, opened, bar, alone=alone),
         options,
+        views=given.views,
         batch=given.batch,
         words=given.words,
         heard=until,

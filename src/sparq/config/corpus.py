@@ -169,6 +169,8 @@ class CorpusConfig:
         units: makes units of features.
         processes: how many processes voice and encode; what comes out is the same for any number.
         limit: how many utterances over all sources at most, in the sources' proportions; null for all.
+        views: in how many ways speech that is held out is heard (:mod:`sparq.speech.views`); whoever is scored on it
+            listens to all of them, as ``sparq transcribe`` does to four.
         seed: of every random choice (voices, speeds, disturbances, phrases, the held-out part).
     """
 
@@ -178,6 +180,7 @@ class CorpusConfig:
     units: UnitsConfig = UnitsConfig()
     processes: int = key(2, minimum=1)
     limit: int | None = key(None, minimum=1)
+    views: int = key(1, minimum=1, maximum=4)
     seed: int = key(0, minimum=0)
 
     def __post_init__(self) -> None:

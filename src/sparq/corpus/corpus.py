@@ -74,9 +74,12 @@ class Corpus:
             raise UserError(f"{folder / STATISTICS}: missing or damaged ({error})") from error
         paths = shard_paths(folder, int(manifest.settings["shards"]))
         columns = [name for name in SCHEMA.names if name != "audio"]
-        table = pa.concat_tables(_read(path, columns) for path in paths)
+        # A shard that an earlier SpARQ made may lack a column.
+        table = pa.concat_tables((_read(path, columns) for path in paths), promote_options="default")
         if "disturbed" not in table.column_names:  # made when nothing was
             table = table.append_column("disturbed", pa.array(np.zeros(len(table), bool)))
+        if "views" not in table.column_names:  # made when there was but one way to hear
+            table = table.append_column("views", pa.nulls(len(table), SCHEMA.field("views").type))
         return cls(folder, manifest, codebook, statistics, table)
 
     @property
@@ -129,9 +132,10 @@ class Corpus:
                 ends,
                 tasks.get(source),
                 disturbed,
+                tuple(np.array(its, np.int64) for its in views or ()),
             )
-            for text, source, disturbed, units, starts, ends in zip(
-                *(part[name].to_pylist() for name in ("text", "source", "disturbed")), *columns, strict=True
+            for text, source, disturbed, views, units, starts, ends in zip(
+                *(part[name].to_pylist() for name in ("text", "source", "disturbed", "views")), *columns, strict=True
             )
         ]
 

@@ -45,6 +45,7 @@ class Item:
         seed: of the noise in the teacher's voice.
         keep_audio: whether the corpus keeps the waveform.
         disturbance: what happens to the waveform, or None.
+        views: in how many ways it is heard.
     """
 
     id: str
@@ -61,6 +62,7 @@ class Item:
     seed: int = 0
     keep_audio: bool = False
     disturbance: Disturbance | None = None
+    views: int = 1
 
     @property
     def heard(self) -> bool:
@@ -88,14 +90,15 @@ class Plan:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Hash of all items; a recording counts by its path and size, a disturbance where there is one."""
-        apart = ("audio", "disturbance")
+        """Hash of all items; a recording counts by its path and size, disturbance and views where there are any."""
+        apart = ("audio", "disturbance", "views")
         names = [field.name for field in dataclasses.fields(Item) if field.name not in apart]
         rows = [
             [
                 *(getattr(item, name) for name in names),
                 item.audio and [str(item.audio), item.audio.stat().st_size],
                 *(dataclasses.astuple(item.disturbance) if item.disturbance else ()),
+                *(("views", item.views) if item.views > 1 else ()),
             ]
             for item in self.items
         ]
@@ -188,7 +191,7 @@ def _held_out(
     planned: list[tuple[Item, ...]] = []
     always = dataclasses.replace(source.augmentation, share=1.0)
     for sentence in sentences:
-        item = _item(config, source, name, "held_out", sentence)
+        item = dataclasses.replace(_item(config, source, name, "held_out", sentence), views=config.views)
         again = dataclasses.replace(item, id=f"{name}/disturbed/{sentence.id}", source=f"{name}/disturbed")
         item = dataclasses.replace(item, keep_audio=keep_audio)
         planned.append((item, _disturbed(config, always, again)) if twice else (item,))

@@ -21,6 +21,7 @@ from sparq.speech.audio import RATE, load_audio
 from sparq.speech.augmentation import disturb
 from sparq.speech.encoder import Encoder, load_encoder
 from sparq.speech.units import Codebook, UnitExtractor
+from sparq.speech.views import other_views
 from sparq.speech.voice import Utterance, Voice
 from sparq.speech.voices import load_voice
 
@@ -37,6 +38,7 @@ SCHEMA = pa.schema(
         ("word_starts", pa.list_(pa.int32())),  # first frame of each word of text.split(), or null
         ("word_ends", pa.list_(pa.int32())),  # the frame after its last
         ("audio", pa.binary()),  # 16 kHz FLAC, or null
+        ("views", pa.list_(pa.list_(pa.uint16()))),  # raw units of the other ways in which it was heard, or null
     ]
 )
 SKIPPED = b"sparq.skipped"  # key of the table's metadata: JSON list of [id, reason]
@@ -79,6 +81,9 @@ def build_shard(items: Sequence[Item], codebook: Codebook) -> pa.Table:
         units = iter(extractor.extract([said.waveform for _, said in spoken if said is not None]))
         for item, said in spoken:
             its_units = None if said is None else next(units).astype(np.uint16)
+            views = None
+            if said is not None and item.views > 1:
+                (views,) = other_views(extractor, [said.waveform], item.views)
             starts, ends = _word_frames(said, item.text, encoder)
             rows.append(
                 {
@@ -93,6 +98,7 @@ def build_shard(items: Sequence[Item], codebook: Codebook) -> pa.Table:
                     "word_starts": starts,
                     "word_ends": ends,
                     "audio": _flac(said.waveform) if item.keep_audio and said is not None else None,
+                    "views": None if views is None else [its.astype(np.uint16) for its in views],
                 }
             )
     metadata = {SKIPPED: json.dumps(skipped).encode()}

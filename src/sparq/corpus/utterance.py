@@ -22,6 +22,7 @@ class Utterance:
         tasks: names of the tasks that it is meant for; None for all that it can serve.
         disturbed: whether what the units were made of was disturbed (:mod:`sparq.speech.augmentation`): such speech is
             to be understood, and not to be spoken.
+        views: raw units of the other ways in which it was heard (:mod:`sparq.speech.views`); () for none.
     """
 
     text: str
@@ -30,6 +31,7 @@ class Utterance:
     ends: np.ndarray | None = None
     tasks: tuple[str, ...] | None = None
     disturbed: bool = False
+    views: tuple[np.ndarray, ...] = ()
 
     @property
     def words(self) -> int:

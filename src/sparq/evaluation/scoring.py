@@ -118,7 +118,8 @@ def assess(
     seen = {} if deployed else MODALITIES
     report = {kind: outliers(lm.model, padded_batches(examples[t])) for kind, t in seen.items() if t in examples}
     progress("listening")
-    transcripts = lm.write_down([u.units for u in chosen["asr"]], listening) if chosen["asr"] else []
+    views = [u.views for u in chosen["asr"]]
+    transcripts = lm.write_down([u.units for u in chosen["asr"]], listening, views=views) if chosen["asr"] else []
     progress("speaking")
     texts = [u.text for u in chosen["tts"]]
     heard = judge.transcribe([wave for wave, _ in lm.speak(texts, speaking)]) if texts else []

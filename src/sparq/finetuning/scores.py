@@ -73,7 +73,8 @@ def score(
     losses = task_losses(lm.model, lm.vocabulary, utterances, ("asr", "textlm"))
     general_loss = task_losses(lm.model, lm.vocabulary, general, ("textlm",)).get("held_out/textlm/loss")
     note(f"listening to {len(utterances)} held-out recordings (beam {beam})")
-    heard = lm.write_down([one.units for one in utterances], beam_search(beam))
+    views = [one.views for one in utterances]
+    heard = lm.write_down([one.units for one in utterances], beam_search(beam), views=views)
     errors = word_error_rate([one.text for one in utterances], heard)
     return Scores(
         wer=errors.wer,

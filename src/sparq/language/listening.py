@@ -22,6 +22,7 @@ from sparq.language.vocabulary import Vocabulary
 from sparq.speech.audio import RATE
 from sparq.speech.segmentation import spoken_spans
 from sparq.speech.units import Units
+from sparq.speech.views import VIEWS, other_views
 from sparq.speech.voice import Word
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ class _Piece:
     start: float
     end: float
     units: np.ndarray
+    views: tuple[np.ndarray, ...] = ()
 
 
 def listen(
@@ -64,6 +66,7 @@ def listen(
     recordings: Iterable[np.ndarray],
     options: GenerationOptions | None = None,
     *,
+    views: int = len(VIEWS),
     batch: int = BATCH,
     words: bool = False,
     heard: Callable[[int], float] = lambda _: 0.0,
@@ -74,6 +77,7 @@ def listen(
         lm: who listens.
         recordings: float32 [samples] at 16 kHz; each is asked for when its turn comes.
         options: how pieces are chosen; None for the beam of `SpeechLM.write_down`.
+        views: in how many ways each segment is heard (:mod:`sparq.speech.views`).
         batch: segments written down at once; what comes out does not depend on it.
         words: whether segments tell when each word was said.
         heard: asked for each recording that has come: how many of its seconds need not be heard again.
@@ -82,11 +86,12 @@ def listen(
         The number of a recording and its next segment, in order; None in place of it when that recording is over.
         Segments in which nothing was understood are left out.
     """
-    pieces = _pieces(lm, recordings, heard)
+    pieces = _pieces(lm, recordings, views, heard)
     taken = 1
     while found := list(itertools.islice(pieces, taken)):
         units = [one.units for one in found if one.units.size]
-        texts = lm.write_down(units, options, batch=batch) if units else []
+        others = [one.views for one in found if one.units.size]
+        texts = lm.write_down(units, options, views=others, batch=batch) if units else []
         written = zip(texts, confidences(lm.model, lm.vocabulary, units, texts), strict=True)
         for one in found:
             if not one.units.size:
@@ -105,7 +110,9 @@ def _words(lm: SpeechLM, piece: _Piece, text: str) -> tuple[Word, ...]:
     return tuple(Word(one.text, piece.start + one.start, piece.start + one.end) for one in found)
 
 
-def _pieces(lm: SpeechLM, recordings: Iterable[np.ndarray], heard: Callable[[int], float]) -> Iterator[_Piece]:
+def _pieces(
+    lm: SpeechLM, recordings: Iterable[np.ndarray], views: int, heard: Callable[[int], float]
+) -> Iterator[_Piece]:
     """Give what is to be written down, and behind each recording a piece without units."""
     # A frame gives at most one piece; half of the positions are left for the text.
     encoder, positions = lm.extractor.encoder, lm.model.config.max_position_embeddings
@@ -115,9 +122,11 @@ def _pieces(lm: SpeechLM, recordings: Iterable[np.ndarray], heard: Callable[[int
         for span in spoken_spans(waveform, lm.detector, longest):
             if span.start / RATE < after:
                 continue
-            (units,) = lm.extractor.extract([waveform[span.start : span.stop]])
+            part = waveform[span.start : span.stop]
+            (units,) = lm.extractor.extract([part])
             if units.size:
-                yield _Piece(index, span.start / RATE, span.stop / RATE, units)
+                (others,) = other_views(lm.extractor, [part], views)
+                yield _Piece(index, span.start / RATE, span.stop / RATE, units, others)
         end = len(waveform) / RATE
         yield _Piece(index, end, end, np.zeros(0, np.int64))
 

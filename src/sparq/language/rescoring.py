@@ -6,7 +6,8 @@ texts that a beam ends with, the one with the largest
 
     log p(text | units) + channel · log p(units | text) + prior · log p(text)
 
-is taken: a noisy channel beside the direct model (Yu et al. 2017, "The Neural Noisy Channel"), all in one model.
+is taken: a noisy channel beside the direct model (Yu et al. 2017, "The Neural Noisy Channel"), all in one model. Where
+the same speech was heard in several ways (:mod:`sparq.speech.views`), the first two are means over all of them.
 
 The same holds for what it says: of the units that a search ends with, those are taken in which the model itself hears
 the text best, so that a word left out or slurred is noticed before it is spoken.
@@ -15,18 +16,21 @@ the text best, so that a word left out or slurred is noticed before it is spoken
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 
 from transformers import PreTrainedModel
 
 from sparq.errors import UserError
 from sparq.language.likelihood import log_likelihoods
 from sparq.language.tasks import TASKS, example
-from sparq.language.vocabulary import Vocabulary
+from sparq.language.vocabulary import Modality, Vocabulary
 from sparq.speech.units import Units
 
-HEARD = {"asr": 1.0, "tts": 0.1}
-"""How much it counts that a text is heard in units, and that they are how it would be said."""
+HEARD = {"tts": 0.1}
+"""How much it counts, beside that a text is heard in units, that they are how it would be said."""
+
+_WEIGHED = 5  # the likeliest pairs by ASR alone; others are not worth the other tasks' time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,8 +55,8 @@ class Rescoring:
 
     @property
     def weights(self) -> dict[str, float]:
-        """Weight of each task's log-likelihood; those that count nothing are left out."""
-        weights = {"asr": 1.0, "tts": self.channel, "textlm": self.prior}
+        """Weight of each other task's log-likelihood; those that count nothing are left out."""
+        weights = {"tts": self.channel, "textlm": self.prior}
         return {task: weight for task, weight in weights.items() if weight}
 
 
@@ -62,6 +66,7 @@ def best_texts(
     units: Sequence[Units],
     candidates: Sequence[Sequence[str]],
     rescoring: Rescoring,
+    views: Sequence[Sequence[Units]] | None = None,
 ) -> list[str]:
     """Choose one of several transcripts for each utterance.
 
@@ -72,13 +77,15 @@ def best_texts(
         candidates: texts for each, at least one; the first is taken where nothing can be compared: no other can be
             written, or the model has too few positions.
         rescoring: the weights.
+        views: units of each utterance heard in other ways, which count as much; None for no other.
 
     Returns:
         A text for each utterance.
     """
+    ways = [(one, *others) for one, others in zip(units, views or [()] * len(units), strict=True)]
     pairs = [
         [_Said(text, heard) for text in dict.fromkeys(texts) if vocabulary.write_text(text)]
-        for heard, texts in zip(units, candidates, strict=True)
+        for heard, texts in zip(ways, candidates, strict=True)
     ]
     chosen = _likeliest(model, vocabulary, pairs, rescoring.weights)
     return [texts[0] if best is None else best.text for texts, best in zip(candidates, chosen, strict=True)]
@@ -99,19 +106,19 @@ def best_units(
         Units for each text.
     """
     pairs = [
-        [_Said(text, units) for units in dict.fromkeys(map(tuple, several)) if units]
+        [_Said(text, (units,)) for units in dict.fromkeys(map(tuple, several)) if units]
         for text, several in zip(texts, candidates, strict=True)
     ]
     chosen = _likeliest(model, vocabulary, pairs, HEARD)
-    return [several[0] if best is None else best.units for several, best in zip(candidates, chosen, strict=True)]
+    return [several[0] if best is None else best.heard[0] for several, best in zip(candidates, chosen, strict=True)]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Said:
-    """A text and units that may belong together."""
+    """A text and units that may belong together, of one way in which it was heard or of several."""
 
     text: str
-    units: Units
+    heard: tuple[Units, ...]
 
 
 def _likeliest(
@@ -124,18 +131,38 @@ def _likeliest(
         longest = max((_length(vocabulary, said) for said in group), default=0)
         if len(group) > 1 and longest <= positions:
             rows += [(index, said) for said in group]
-    scores = [0.0] * len(rows)
+    scores = dict(enumerate(_likelihoods(model, vocabulary, [said for _, said in rows], "asr")))
+    for numbers in _grouped(rows):
+        for row in sorted(numbers, key=scores.__getitem__, reverse=True)[_WEIGHED:]:
+            del scores[row]
     for task, weight in weights.items():
-        examples = [example(TASKS[task], vocabulary, text=said.text, units=said.units) for _, said in rows]
-        for row, likelihood in enumerate(log_likelihoods(model, examples)):
-            scores[row] += weight * likelihood
+        found = _likelihoods(model, vocabulary, [rows[row][1] for row in scores], task)
+        scores = {row: score + weight * its for (row, score), its in zip(scores.items(), found, strict=True)}
     chosen: list[_Said | None] = [None] * len(pairs)
-    best: dict[int, float] = {}
-    for (index, said), score in zip(rows, scores, strict=True):
-        if index not in best or score > best[index]:
-            best[index], chosen[index] = score, said
+    for numbers in _grouped(rows):
+        best = max((row for row in numbers if row in scores), key=scores.__getitem__)
+        chosen[rows[best][0]] = rows[best][1]
     return chosen
 
 
+def _grouped(rows: Sequence[tuple[int, _Said]]) -> Iterator[list[int]]:
+    """Give the numbers of the rows of each group."""
+    for _, group in itertools.groupby(range(len(rows)), key=lambda row: rows[row][0]):
+        yield list(group)
+
+
+def _likelihoods(model: PreTrainedModel, vocabulary: Vocabulary, pairs: Sequence[_Said], task: str) -> list[float]:
+    """Give the log-likelihood in a task of each pair, its mean over the ways of hearing it where these matter."""
+    spoken = Modality.SPEECH in (TASKS[task].condition, TASKS[task].target)
+    ways = [said.heard if spoken else said.heard[:1] for said in pairs]
+    examples = [
+        example(TASKS[task], vocabulary, text=said.text, units=units)
+        for said, heard in zip(pairs, ways, strict=True)
+        for units in heard
+    ]
+    found = iter(log_likelihoods(model, examples))
+    return [sum(next(found) for _ in heard) / len(heard) for heard in ways]
+
+
 def _length(vocabulary: Vocabulary, said: _Said) -> int:
-    return len(example(TASKS["asr"], vocabulary, text=said.text, units=said.units).input_ids)
+    return max(len(example(TASKS["asr"], vocabulary, text=said.text, units=units).input_ids) for units in said.heard)

@@ -28,6 +28,7 @@ from sparq.speech.audio import check_waveform, load_audio
 from sparq.speech.encoder import load_encoder
 from sparq.speech.speaker_table import Speaker
 from sparq.speech.units import Codebook, UnitExtractor, Units
+from sparq.speech.views import VIEWS
 from sparq.speech.vocoder import CHUNK, Vocoder
 
 Audio = str | Path | IO[bytes] | np.ndarray
@@ -35,8 +36,9 @@ Audio = str | Path | IO[bytes] | np.ndarray
 
 RECORD = "sparq_parts"
 CREATIVE = GenerationOptions(method="sample", top_p=0.9)
-LISTENING = GenerationOptions(method="beam", beams=8)
-"""How speech is written down: what was said has one right answer, and a wrong piece spoils those after it."""
+LISTENING, LISTENING_IN_VIEWS = (GenerationOptions(method="beam", beams=beams) for beams in (8, 4))
+"""How speech is written down that is heard in one way, and in each of several: what was said has one right answer, and
+a wrong piece spoils those after it."""
 
 SPEAKING = GenerationOptions(method="sample", temperature=0.4, draws=5)
 """How text is said: five times, and that is spoken in which the model itself hears the text best."""
@@ -167,41 +169,54 @@ class SpeechLM:
         return cls(parts.model, parts.vocabulary, parts.codebook, parts.vocoder, limits=limits)
 
     @overload
-    def transcribe(self, audio: Audio, options: GenerationOptions | None = None) -> str: ...
+    def transcribe(self, audio: Audio, options: GenerationOptions | None = None, *, views: int = ...) -> str: ...
     @overload
-    def transcribe(self, audio: list[Any], options: GenerationOptions | None = None) -> list[str]: ...
-    def transcribe(self, audio: Audio | list[Any], options: GenerationOptions | None = None) -> str | list[str]:
+    def transcribe(
+        self, audio: list[Any], options: GenerationOptions | None = None, *, views: int = ...
+    ) -> list[str]: ...
+    def transcribe(
+        self, audio: Audio | list[Any], options: GenerationOptions | None = None, *, views: int = len(VIEWS)
+    ) -> str | list[str]:
         """Write down what is said, of any length; a recording in which nobody speaks gives "".
 
         Args:
             audio: a recording, or several.
             options: how pieces are chosen, see `write_down`.
+            views: in how many ways it is heard (:mod:`sparq.speech.views`), 1 to 4: more is slower and surer.
 
         Raises:
-            UserError: a recording cannot be read, or the package that finds speech is missing.
+            UserError: a recording cannot be read, the package that finds speech is missing, or there are not so many
+                views.
         """
         recordings, single = _several(audio)
         texts: list[list[str]] = [[] for _ in recordings]
-        for index, segment in listen(self, map(_waveform, recordings), options):
+        for index, segment in listen(self, map(_waveform, recordings), options, views=views):
             texts[index] += [segment.text] if segment else []
         joined = [" ".join(parts) for parts in texts]
         return joined[0] if single else joined
 
     def segments(
-        self, audio: Audio, options: GenerationOptions | None = None, *, batch: int = BATCH, words: bool = False
+        self,
+        audio: Audio,
+        options: GenerationOptions | None = None,
+        *,
+        views: int = len(VIEWS),
+        batch: int = BATCH,
+        words: bool = False,
     ) -> Iterator[Segment]:
         """Write down a recording with the times at which things are said, each segment as soon as it is there.
 
         Args:
             audio: a recording.
             options: how pieces are chosen, see `write_down`.
+            views: see `transcribe`.
             batch: segments written down at once.
             words: whether segments tell when each word was said.
 
         Raises:
             UserError: see `transcribe`; or words are asked of a deployed model.
         """
-        heard = listen(self, [_waveform(audio)], options, batch=batch, words=words)
+        heard = listen(self, [_waveform(audio)], options, views=views, batch=batch, words=words)
         return (segment for _, segment in heard if segment)
 
     def write_down(
@@ -210,22 +225,31 @@ class SpeechLM:
         options: GenerationOptions | None = None,
         rescoring: Rescoring | None = None,
         *,
+        views: Sequence[Sequence[Units]] | None = None,
         batch: int = BATCH,
     ) -> list[str]:
         """Write down what is said in raw units, of one utterance each.
 
         Args:
             units: none of them empty.
-            options: how pieces are chosen; a beam of 8 if None.
+            options: how pieces are chosen; a beam of 8 if None, of 4 if there are views.
             rescoring: how the texts that a beam ends with are weighed again; None for its defaults.
+            views: units of each utterance heard in other ways (:mod:`sparq.speech.views`), none of them empty. What a
+                beam finds in any of them is weighed by all. None for no other.
             batch: utterances searched at once; what comes out does not depend on it.
         """
-        options = options or LISTENING
+        options = options or (LISTENING_IN_VIEWS if any(views or ()) else LISTENING)
         task, vocabulary = TASKS["asr"], self.vocabulary
-        prompts = [prompt(task, vocabulary, one) for one in units]
-        found = candidates(self.model, vocabulary, prompts, task.target, options, batch=batch)
-        texts = [[vocabulary.decode_text(ids) for ids in answers] for answers in found]
-        return best_texts(self.model, vocabulary, units, texts, rescoring or Rescoring())
+        ways = [(one, *others) for one, others in zip(units, views or [()] * len(units), strict=True)]
+        prompts = [prompt(task, vocabulary, one) for heard in ways for one in heard]
+        found = iter(candidates(self.model, vocabulary, prompts, task.target, options, batch=batch))
+        texts = []
+        for heard in ways:
+            # About as many texts are weighed for several ways as for one.
+            kept = options.answers if len(heard) == 1 else options.answers // len(heard) + 2
+            answers = [ids for _ in heard for ids in next(found)[:kept]]
+            texts.append([vocabulary.decode_text(ids) for ids in answers])
+        return best_texts(self.model, vocabulary, units, texts, rescoring or Rescoring(), views)
 
     @overload
     def speak(self, text: str, options: GenerationOptions | None = None, *, voice: Speaker | None = None) -> Spoken: ...

@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from sparq.errors import UserError
+from sparq.speech.encoder import load_encoder
+from sparq.speech.units import UnitExtractor, fit_codebook
+from sparq.speech.views import VIEWS, View, other_views
+
+HOP = 384
+
+
+def tone(seconds=1.0, hertz=440.0):
+    return (0.3 * np.sin(2 * np.pi * hertz * np.arange(round(16000 * seconds)) / 16000)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def extractor():
+    encoder = load_encoder("moonshine-tiny")
+    noise = np.random.default_rng(0).normal(0, 0.1, 32000).astype(np.float32)
+    return UnitExtractor(encoder, fit_codebook(encoder.encode([tone(2.0), noise]), encoder, k=8))
+
+
+def test_the_first_view_is_the_sound_itself():
+    assert VIEWS[0] == View()
+    assert VIEWS[0].of(tone(), HOP) is not None
+    np.testing.assert_array_equal(VIEWS[0].of(tone(), HOP), tone())
+    assert len(set(VIEWS)) == len(VIEWS)
+
+
+def test_a_view_comes_later_or_is_played_faster():
+    late = View(delay=0.5).of(tone(), HOP)
+    assert late.dtype == np.float32
+    assert not late[: HOP // 2].any()
+    np.testing.assert_array_equal(late[HOP // 2 :], tone())
+    fast = View(rate=1.25).of(tone(hertz=400.0), HOP)
+    assert (fast.dtype, len(fast)) == (np.float32, 12800)
+    peak = np.abs(np.fft.rfft(fast)).argmax() * 16000 / len(fast)
+    assert peak == pytest.approx(500, abs=2)
+
+
+def test_other_views_are_the_units_of_what_is_heard(extractor):
+    sounds = [tone(1.0), tone(0.6, 300.0)]
+    found = other_views(extractor, sounds, 3)
+    for sound, views in zip(sounds, found, strict=True):
+        assert len(views) == 2
+        for view, units in zip(VIEWS[1:3], views, strict=True):
+            np.testing.assert_array_equal(units, extractor.extract([view.of(sound, HOP)])[0])
+    assert other_views(extractor, sounds, 1) == [(), ()]
+    assert other_views(extractor, [], 4) == []
+
+
+def test_a_view_too_short_for_a_unit_is_none(extractor):
+    shortest = extractor.encoder.first_frame
+    (views,) = other_views(extractor, [tone(1.0)[:shortest]], 4)
+    assert len(views) == 2  # played faster, it is no longer a frame long
+    assert other_views(extractor, [np.zeros(1, np.float32)], 4) == [()]
+
+
+def test_there_are_so_many_ways_alone(extractor):
+    for count in (0, len(VIEWS) + 1):
+        with pytest.raises(UserError, match=rf"views: {count} \(expected 1 to {len(VIEWS)}\)"):
+            other_views(extractor, [tone()], count)
