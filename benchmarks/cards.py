@@ -54,8 +54,8 @@ def card(sink: str, kept: dict[str, Any]) -> Card:
         data={
             "speech": "60 hours: sentences of LJ Speech, VCTK and LibriTTS and phrases cut out of them, read aloud by "
             "the voices hibari and flite at three speeds, by 26 of Kokoro's speakers and by Piper's joe; the "
-            "recordings of Kathleen and AN4, in six copies; half of it disturbed (rooms, noise, telephone). Then 41 "
-            "more: sentences of eleven old novels (20 hours), words out of a dictionary (7), some of the former",
+            "recordings of Kathleen and AN4, in six copies; half of it disturbed (rooms, noise, telephone). Then 72 "
+            "more: sentences of eleven old novels (39 hours), words out of a dictionary (12), some of the former",
             "units": "Moonshine tiny, layers 3 to 6, phonetic with a refined classifier, 100 clusters, runs merged",
             "vocabulary": "1,000 SentencePiece pieces over letters and units",
             "never trained on": "LJ Speech test sentences, Kathleen's last 132 prompts",
@@ -63,16 +63,17 @@ def card(sink: str, kept: dict[str, Any]) -> Card:
         method={
             "model": "Llama kind, 6 layers of 256, 8 heads, from nothing",
             "trunk": "27 million pieces of the four tasks with the ordinary softmax, Muon, phrases first, in the "
-            "second half units changed as other readers would; 1.6 million while the learning rate fell; 2.8 million "
-            "of the later hours",
-            "then": "1.25 million pieces of the later hours with its own attention, learning rate falling to 0",
-            "at last": "the mean of these weights and of the same after the first 60 hours (sparq export --average)",
+            "second half units changed as other readers would; then, of the later hours, 2.8 million and, from the "
+            "mean that had been made by then, 6.3 million",
+            "branches": "of 60 hours 1.6 million pieces, of the later ones 1.25 and 0.85 million, each with its own "
+            "attention, learning rate falling to 0",
+            "at last": "the mean of the third branch and of that of the first two (sparq export --average)",
         },
         columns=[COLUMNS[source] for source in found],
         measured={name: [scores[key] for scores in found.values()] for name, key in MEASURES.items()},
         measured_on=(
-            f"On {counts}; beam of {kept['beam']} to listen, the best heard of five draws to speak; the judge of "
-            "speech is Moonshine tiny."
+            f"On {counts}; beam of {kept['beam']} in each of four views to listen, the best heard of five draws to "
+            "speak; the judge of speech is Moonshine tiny."
         ),
         limits=[
             "It learnt mostly from synthetic voices and read sentences; free conversation it understands badly.",

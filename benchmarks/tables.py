@@ -52,15 +52,15 @@ def shipped(kept: dict[str, Any]) -> str:
         for task, name in (("ASR", "asr_wer"), ("TTS", "tts_wer")):
             rows.append([what, utterances, task, *(number(measured[sink][name], 1) for sink in SINKS)])
     before = (
-        "Word error rates in percent, on what they never saw ([JSON](results/shipped_models.json); they listen with a "
-        f"beam of {kept['beam']}, whose texts are weighed again, and speak what they hear best of five draws):"
+        "Word error rates in percent, on what they never saw ([JSON](results/shipped_models.json); they listen in "
+        f"four views, with a beam of {kept['beam']} in each, weigh again what they find, and speak what they hear best of "
+        "five draws):"
     )
     alone = kept["resynthesis_wer"]
     after = (
-        "The vocoder alone, from real units of the same sentences, not refined: "
-        f"{alone['test']['raw units']:.1f} %, and {alone['test']['merged units']:.1f} % from merged ones with "
-        "predicted durations. Of the sentences 2 % also occur inside a training text. Phrases of one to five words "
-        "were last measured on the weights of 24 November (ASR 16 to 17 %, TTS 33 to 35 %)."
+        f"The vocoder alone, from real units of the same sentences: {alone['test']['raw units']:.1f} %, and "
+        f"{alone['test']['merged units']:.1f} % from merged ones with predicted durations. Of the sentences 2 % also "
+        "occur inside a training text."
     )
     made = table(["heard or said", "number", "task", *SINKS], rows, left=3)
     return f"{textwrap.fill(before, 120)}\n\n{made}\n{textwrap.fill(after, 120)}\n"
