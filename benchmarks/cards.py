@@ -67,7 +67,7 @@ def card(sink: str, kept: dict[str, Any]) -> Card:
             "mean that had been made by then, 6.3 million",
             "branches": "of 60 hours 1.6 million pieces, of the later ones 1.25 and 0.85 million, each with its own "
             "attention, learning rate falling to 0",
-            "at last": "the mean of the third branch and of that of the first two (sparq export --average)",
+            "at last": "the mean of the three branches (sparq export --average)",
         },
         columns=[COLUMNS[source] for source in found],
         measured={name: [scores[key] for scores in found.values()] for name, key in MEASURES.items()},
