@@ -25,7 +25,8 @@ from sparq.corpus.utterance import Utterance
 from sparq.evaluation import word_error_rate
 from sparq.evaluation.resynthesis import speak_units
 from sparq.evaluation.scoring import Assessment, assess
-from sparq.language.speech_lm import LISTENING_IN_VIEWS, SPEAKING, SpeechLM
+from sparq.language.listening import LISTENING_IN_VIEWS
+from sparq.language.speech_lm import SPEAKING, SpeechLM
 from sparq.speech.recogniser import Recogniser, load_recogniser
 from sparq.speech.vocoder import Vocoder
 

@@ -31,7 +31,8 @@ from sparq.corpus.readers import Recording, read_corpus
 from sparq.evaluation import word_error_rate
 from sparq.language.alignment import word_times
 from sparq.language.generation import GenerationOptions, generate
-from sparq.language.speech_lm import LISTENING, SpeechLM
+from sparq.language.listening import LISTENING
+from sparq.language.speech_lm import SpeechLM
 from sparq.language.tasks import TASKS, prompt
 from sparq.language.vocabulary import Modality
 from sparq.speech.activity import load_detector

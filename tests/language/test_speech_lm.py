@@ -17,7 +17,7 @@ from sparq.artifacts import ArtifactMismatchError, read_manifest
 from sparq.attention import install, installed
 from sparq.config import AttentionConfig
 from sparq.errors import UserError
-from sparq.language import speaking, speech_lm
+from sparq.language import listening, speaking, speech_lm
 from sparq.language.generation import GenerationOptions, beam_search, candidates, generate
 from sparq.language.rescoring import Rescoring, best_texts
 from sparq.language.speech_lm import Limits, SpeechLM
@@ -339,7 +339,7 @@ def test_what_a_beam_finds_in_any_view_is_weighed_by_all(lm):
 
 def test_recordings_are_transcribed_with_a_beam_unless_told_otherwise(lm, monkeypatch):
     asked = []
-    search = "sparq.language.speech_lm.candidates"
+    search = "sparq.language.listening.candidates"
     monkeypatch.setattr(search, lambda *given, **_: asked.append(given[-1]) or [[[]] for _ in given[2]])
     lm.transcribe(sound(2))
     lm.transcribe(sound(2), views=1)
@@ -368,7 +368,7 @@ def test_long_recordings_are_cut_and_joined(make):
 def test_what_a_model_hears_fits_its_positions(make, monkeypatch):
     lm = make("gpt2", positions=128, limits=Limits(seconds=30))
     heard = []
-    monkeypatch.setattr(speech_lm, "candidates", lambda *a, **_: heard.extend(a[2]) or [[[]] for _ in a[2]])
+    monkeypatch.setattr(listening, "candidates", lambda *a, **_: heard.extend(a[2]) or [[[]] for _ in a[2]])
     lm.transcribe(sound(20))
     assert len(heard) > 1
     assert all(len(ids) <= 128 // 2 + 2 for ids in heard)

@@ -1,9 +1,14 @@
 from __future__ import annotations
 
+import contextlib
+
 import numpy as np
 import pytest
 
+from sparq.cli import _parser
+from sparq.config import CorpusConfig, SourceConfig
 from sparq.errors import UserError
+from sparq.schema import dump, parse
 from sparq.speech.encoder import load_encoder
 from sparq.speech.units import UnitExtractor, fit_codebook
 from sparq.speech.views import VIEWS, View, other_views
@@ -24,9 +29,18 @@ def extractor():
 
 def test_the_first_view_is_the_sound_itself():
     assert VIEWS[0] == View()
-    assert VIEWS[0].of(tone(), HOP) is not None
     np.testing.assert_array_equal(VIEWS[0].of(tone(), HOP), tone())
     assert len(set(VIEWS)) == len(VIEWS)
+
+
+def test_settings_ask_for_no_more_views_than_there_are():
+    source = SourceConfig(kind="text", path="a.txt")
+    assert parse(CorpusConfig, {"sources": [dump(source)], "views": len(VIEWS)}, "c").views == len(VIEWS)
+    with pytest.raises(UserError, match="views"):
+        parse(CorpusConfig, {"sources": [dump(source)], "views": len(VIEWS) + 1}, "c")
+    for count, known in ((len(VIEWS), True), (len(VIEWS) + 1, False)):
+        with contextlib.nullcontext() if known else pytest.raises(SystemExit):
+            assert _parser().parse_args(["transcribe", "a.wav", "--views", str(count)]).views == count
 
 
 def test_a_view_comes_later_or_is_played_faster():

@@ -16,8 +16,10 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from sparq.language.alignment import word_times
+from sparq.language.generation import GenerationOptions, beam_search, candidates
 from sparq.language.likelihood import log_likelihoods
-from sparq.language.tasks import IGNORED, TASKS, example
+from sparq.language.rescoring import Rescoring, best_texts
+from sparq.language.tasks import IGNORED, TASKS, example, prompt
 from sparq.language.vocabulary import Vocabulary
 from sparq.speech.audio import RATE
 from sparq.speech.segmentation import spoken_spans
@@ -26,8 +28,11 @@ from sparq.speech.views import VIEWS, other_views
 from sparq.speech.voice import Word
 
 if TYPE_CHECKING:
-    from sparq.language.generation import GenerationOptions
     from sparq.language.speech_lm import SpeechLM
+
+LISTENING, LISTENING_IN_VIEWS = beam_search(8), beam_search(4)
+"""How speech is written down that is heard in one way, and in each of several: what was said has one right answer, and
+a wrong piece spoils those after it."""
 
 BATCH = 16
 _READ_AHEAD = 4  # batches whose pieces are sorted by length, so that those of like length share one
@@ -102,6 +107,30 @@ def listen(
                 said = _words(lm, one, text) if words else ()
                 yield one.recording, Segment(one.start, one.end, text, confidence, said)
         taken = min(2 * taken, _READ_AHEAD * batch)
+
+
+def write_down(
+    lm: SpeechLM,
+    units: Sequence[Units],
+    options: GenerationOptions | None = None,
+    rescoring: Rescoring | None = None,
+    *,
+    views: Sequence[Sequence[Units]] | None = None,
+    batch: int = BATCH,
+) -> list[str]:
+    """Write down what is said in raw units; see ``SpeechLM.write_down``."""
+    options = options or (LISTENING_IN_VIEWS if any(views or ()) else LISTENING)
+    task, vocabulary = TASKS["asr"], lm.vocabulary
+    ways = [(one, *others) for one, others in zip(units, views or [()] * len(units), strict=True)]
+    prompts = [prompt(task, vocabulary, one) for heard in ways for one in heard]
+    found = iter(candidates(lm.model, vocabulary, prompts, task.target, options, batch=batch))
+    texts = []
+    for heard in ways:
+        # About as many texts are weighed for several ways as for one.
+        kept = options.answers if len(heard) == 1 else options.answers // len(heard) + 2
+        answers = [ids for _ in heard for ids in next(found)[:kept]]
+        texts.append([vocabulary.decode_text(ids) for ids in answers])
+    return best_texts(lm.model, vocabulary, units, texts, rescoring or Rescoring(), views)
 
 
 def _words(lm: SpeechLM, piece: _Piece, text: str) -> tuple[Word, ...]:

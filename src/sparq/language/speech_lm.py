@@ -17,9 +17,9 @@ import numpy as np
 from sparq.artifacts import Manifest, require_match
 from sparq.errors import UserError
 from sparq.language.folder import Parts, read_folder, write_folder
-from sparq.language.generation import GenerationOptions, candidates, generate
-from sparq.language.listening import BATCH, Segment, listen
-from sparq.language.rescoring import Rescoring, best_texts
+from sparq.language.generation import GenerationOptions, generate
+from sparq.language.listening import BATCH, Segment, listen, write_down
+from sparq.language.rescoring import Rescoring
 from sparq.language.speaking import Spoken, go_on, speak, stream
 from sparq.language.tasks import TASKS, continuation_prompt, prompt
 from sparq.language.vocabulary import Vocabulary
@@ -36,10 +36,6 @@ Audio = str | Path | IO[bytes] | np.ndarray
 
 RECORD = "sparq_parts"
 CREATIVE = GenerationOptions(method="sample", top_p=0.9)
-LISTENING, LISTENING_IN_VIEWS = (GenerationOptions(method="beam", beams=beams) for beams in (8, 4))
-"""How speech is written down that is heard in one way, and in each of several: what was said has one right answer, and
-a wrong piece spoils those after it."""
-
 SPEAKING = GenerationOptions(method="sample", temperature=0.4, draws=5)
 """How text is said: five times, and that is spoken in which the model itself hears the text best."""
 
@@ -238,18 +234,7 @@ class SpeechLM:
                 beam finds in any of them is weighed by all. None for no other.
             batch: utterances searched at once; what comes out does not depend on it.
         """
-        options = options or (LISTENING_IN_VIEWS if any(views or ()) else LISTENING)
-        task, vocabulary = TASKS["asr"], self.vocabulary
-        ways = [(one, *others) for one, others in zip(units, views or [()] * len(units), strict=True)]
-        prompts = [prompt(task, vocabulary, one) for heard in ways for one in heard]
-        found = iter(candidates(self.model, vocabulary, prompts, task.target, options, batch=batch))
-        texts = []
-        for heard in ways:
-            # About as many texts are weighed for several ways as for one.
-            kept = options.answers if len(heard) == 1 else options.answers // len(heard) + 2
-            answers = [ids for _ in heard for ids in next(found)[:kept]]
-            texts.append([vocabulary.decode_text(ids) for ids in answers])
-        return best_texts(self.model, vocabulary, units, texts, rescoring or Rescoring(), views)
+        return write_down(self, units, options, rescoring, views=views, batch=batch)
 
     @overload
     def speak(self, text: str, options: GenerationOptions | None = None, *, voice: Speaker | None = None) -> Spoken: ...
