@@ -1,12 +1,18 @@
-"""How likely a model finds the targets of examples: batches of like length, and the likelihood of each example."""
+"""How likely a model finds the targets of examples: batches of like length, and the likelihood of each example.
+
+Several targets of one condition, such as the texts that may have been said in some units, are read behind one pass over
+the condition where that is the longer part.
+"""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, pad
 from transformers import PreTrainedModel
 
 from sparq.language.tasks import IGNORED, Example
@@ -26,7 +32,7 @@ def padded_batches(examples: Iterable[Example], padded_tokens: int = PADDED_TOKE
         "input_ids", "attention_mask" and "labels", each [batch, length].
     """
     examples = list(examples)
-    for chosen in _alike([len(one.input_ids) for one in examples], padded_tokens):
+    for chosen in _alike(range(len(examples)), [len(one.input_ids) for one in examples], padded_tokens):
         yield _pad([examples[index] for index in chosen])
 
 
@@ -41,21 +47,65 @@ def log_likelihoods(
         padded_tokens: see `padded_batches`.
     """
     found = [0.0] * len(examples)
+    lengths = [len(one.input_ids) for one in examples]
+    shared = list(_of_one_condition(examples))
+    alone = sorted({*range(len(examples))}.difference(*shared))
     with evaluating(model):
-        for chosen in _alike([len(one.input_ids) for one in examples], padded_tokens):
+        for chosen in _alike(alone, lengths, padded_tokens):
             batch = _pad([examples[index] for index in chosen])
             logits = model(**model_inputs(model, batch), use_cache=False).logits[:, :-1]
-            labels = batch["labels"][:, 1:].to(logits.device)
-            losses = cross_entropy(logits.mT.float(), labels, ignore_index=IGNORED, reduction="none").double().sum(1)
-            for index, loss in zip(chosen, losses.tolist(), strict=True):
-                found[index] = -loss
+            found_here = _sums(logits, batch["labels"][:, 1:])
+            for index, its in zip(chosen, found_here, strict=True):
+                found[index] = its
+        for group in shared:
+            for chosen in _alike(group, lengths, padded_tokens):
+                found_here = _behind_one_condition(model, [examples[index] for index in chosen])
+                for index, its in zip(chosen, found_here, strict=True):
+                    found[index] = its
     return found
 
 
-def _alike(lengths: Sequence[int], padded_tokens: int) -> Iterator[list[int]]:
-    """Cut the order from the longest to the shortest into batches."""
+def _of_one_condition(examples: Sequence[Example]) -> Iterator[list[int]]:
+    """Give the numbers of examples whose condition is the same, and longer than the longest of their targets."""
+    groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    for index, one in enumerate(examples):
+        groups[tuple(one.input_ids[: _start(one)])].append(index)
+    for condition, group in groups.items():
+        longest = max(len(examples[index].input_ids) for index in group)
+        if len(group) > 1 and longest < 2 * len(condition):
+            yield group
+
+
+def _start(one: Example) -> int:
+    """Count the ids before the first that counts."""
+    return next((place for place, label in enumerate(one.labels) if label != IGNORED), len(one.labels))
+
+
+def _behind_one_condition(model: Any, examples: Sequence[Example]) -> list[float]:
+    """Read a condition but for its last id, and behind it, by the cache, that id and each target."""
+    before = _start(examples[0]) - 1
+    condition = torch.tensor([examples[0].input_ids[:before]], device=model.device)
+    cache = model(input_ids=condition, use_cache=True).past_key_values
+    cache.reorder_cache(torch.zeros(len(examples), dtype=torch.long, device=model.device))
+    batch = _pad([Example(one.input_ids[before:], one.labels[before:]) for one in examples])
+    inputs = model_inputs(model, batch)
+    inputs["attention_mask"] = pad(inputs["attention_mask"], (before, 0), value=1)
+    inputs["position_ids"] += before
+    logits = model(**inputs, past_key_values=cache, use_cache=True).logits[:, :-1]
+    return _sums(logits, batch["labels"][:, 1:])
+
+
+def _sums(logits: Tensor, labels: Tensor) -> list[float]:
+    """Add up the log-likelihoods of labels [batch, length] by logits [batch, length, vocabulary]."""
+    labels = labels.to(logits.device)
+    losses = cross_entropy(logits.mT.float(), labels, ignore_index=IGNORED, reduction="none")
+    return [-loss for loss in losses.double().sum(1).tolist()]
+
+
+def _alike(numbers: Iterable[int], lengths: Sequence[int], padded_tokens: int) -> Iterator[list[int]]:
+    """Cut the order of some examples from the longest to the shortest into batches."""
     chosen: list[int] = []
-    for index in sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True):
+    for index in sorted(numbers, key=lengths.__getitem__, reverse=True):
         if chosen and (len(chosen) + 1) * lengths[chosen[0]] > padded_tokens:
             yield chosen
             chosen = []
