@@ -17,7 +17,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, OPTConfig, PreTrainedTokenizerFast
 
-from sparq.language.tasks import TASKS
+from sparq.language.tasks import IGNORED, TASKS, Example
 from sparq.language.vocabulary import ExtendedVocabulary, JointVocabulary, Vocabulary
 
 UNITS = 12
@@ -131,3 +131,15 @@ def make_tiny() -> Callable[..., Any]:
 def make_session_model() -> Callable[[Vocabulary], Any]:
     """One model a vocabulary, for tests that call many times."""
     return functools.cache(lambda vocabulary: tiny("llama", vocabulary))
+
+
+def likelihood(model: Any, made: Example) -> float:
+    """Log-likelihood of an example's target by the definition, read alone."""
+    with torch.no_grad():
+        log_p = model(torch.tensor([made.input_ids])).logits[0].log_softmax(-1)
+    return sum(float(log_p[place - 1, label]) for place, label in enumerate(made.labels) if label != IGNORED)
+
+
+@pytest.fixture
+def by_definition() -> Callable[[Any, Example], float]:
+    return likelihood

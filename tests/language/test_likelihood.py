@@ -4,21 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 
 import sparq
 from sparq.attention import install
 from sparq.language.likelihood import log_likelihoods
-from sparq.language.tasks import IGNORED, TASKS, example
+from sparq.language.tasks import TASKS, example
 
 LONG = [np.arange(40) * 7 % 12, np.arange(36) * 5 % 11]
 SAID = ["the train leaves", "it's a quarter past", "ten", "the quick brown fox", "now"]
-
-
-def by_definition(model, made):
-    with torch.no_grad():
-        log_p = model(torch.tensor([made.input_ids])).logits[0].log_softmax(-1)
-    return sum(float(log_p[i - 1, label]) for i, label in enumerate(made.labels) if label != IGNORED)
 
 
 def read(model, examples, *room):
@@ -43,7 +36,7 @@ def examples(vocabulary):
 
 @pytest.mark.parametrize("kind", ["llama", "opt", "gpt2"])
 @pytest.mark.parametrize("sinks", ["none", "max", "zero"])
-def test_texts_of_one_condition_are_judged_as_if_alone(make_tiny, vocabulary, examples, kind, sinks):
+def test_texts_of_one_condition_are_judged_as_if_alone(make_tiny, vocabulary, examples, kind, sinks, by_definition):
     model = make_tiny(kind, vocabulary, positions=128)
     install(model, sinks)
     expected = [by_definition(model, made) for made in examples]
@@ -57,7 +50,7 @@ def test_a_condition_is_read_once(make_tiny, vocabulary, examples):
     assert count < 0.6 * sum(len(made.input_ids) for made in examples)
 
 
-def test_a_condition_shorter_than_its_targets_saves_nothing(make_tiny, vocabulary):
+def test_a_condition_shorter_than_its_targets_saves_nothing(make_tiny, vocabulary, by_definition):
     """A pass for it would cost more than its ids; sentences, whose condition is one id, would all be one group."""
     model = make_tiny("llama", vocabulary, positions=128)
     written = [example(TASKS["textlm"], vocabulary, text=text) for text in SAID]
@@ -69,7 +62,7 @@ def test_a_condition_shorter_than_its_targets_saves_nothing(make_tiny, vocabular
         assert found == pytest.approx([by_definition(model, one) for one in made], rel=1e-6)
 
 
-def test_a_deployed_model_reads_conditions_once_too(tmp_path):
+def test_a_deployed_model_reads_conditions_once_too(tmp_path, by_definition):
     lm = sparq.load()
     deployed = sparq.deploy(lm, tmp_path / "float", bits=32)
     units = np.repeat(np.arange(60) * 7 % 100, 2)

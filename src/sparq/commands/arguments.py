@@ -51,6 +51,12 @@ def add_model(command: Any) -> None:
     command.add_argument("--model", help="a SpeechLM folder, or the name of one that ships (default: speechlm-max)")
 
 
+def add_prior(command: Any) -> None:
+    """Let another language model be named that knows what people say."""
+    text = "a text language model that weighs transcripts: a folder, a hub name, or smollm2-135m (slower and surer)"
+    command.add_argument("--prior", metavar="MODEL", help=text)
+
+
 def add_search(command: Any) -> None:
     """Let it be said how an answer is searched for."""
     text = "width of the beam search, 1 for greedy (default: none, but to transcribe 4 in each view, or 8 in one)"
@@ -68,10 +74,16 @@ def read_settings(kind: Any, defaults: dict[str, Any], given: argparse.Namespace
 
 
 def load_model(given: argparse.Namespace) -> SpeechLM:
-    """Load the SpeechLM that ``--model`` names, or the one that ships."""
+    """Load the SpeechLM that ``--model`` names, or the one that ships, with the prior that ``--prior`` names."""
     import sparq
 
-    return sparq.load(given.model)
+    lm = sparq.load(given.model)
+    if (name := getattr(given, "prior", None)) is not None:
+        from sparq.language.prior import TextPrior
+        from sparq.making import language_model
+
+        lm.prior = TextPrior.load(language_model(name))
+    return lm
 
 
 def model_folder(given: argparse.Namespace) -> Path:

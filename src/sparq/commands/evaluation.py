@@ -7,7 +7,7 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sparq.commands.arguments import add_command, add_model, load_model, positive, print_json
+from sparq.commands.arguments import add_command, add_model, add_prior, load_model, positive, print_json
 from sparq.errors import UserError
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ def add_evaluate(made: Any) -> None:
     text = "that hears who speaks, for --vocoder: resemblyzer or a WavLM (default: the vocoder's own)"
     command.add_argument("--speaker-encoder", help=text)
     add_model(command)
+    add_prior(command)
 
 
 def evaluate(given: argparse.Namespace) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from sparq.commands.arguments import (
     add_command,
     add_model,
+    add_prior,
     add_search,
     load_model,
     model_folder,
@@ -54,6 +55,7 @@ def add_transcribe(made: Any) -> None:
     text = "what tells speech from the rest: silero (default), or loudness, which takes any sound for speech"
     command.add_argument("--detector", default="silero", help=text)
     add_model(command)
+    add_prior(command)
     add_search(command)
 
 
@@ -91,7 +93,7 @@ def _unfinished(given: argparse.Namespace, waiting: Mapping[Recording, Path]) ->
     from sparq.artifacts import fingerprint, read_manifest
     from sparq.language.unfinished import Unfinished
 
-    settings = (search_options(given), given.detector, given.words, given.views)
+    settings = (search_options(given), given.detector, given.words, given.views, given.prior)
     model = read_manifest(model_folder(given), "speechlm").fingerprint if waiting else ""
     found: dict[Recording, Unfinished | None] = dict.fromkeys(waiting)
     for one, target in waiting.items():
@@ -142,7 +144,8 @@ def _model(given: argparse.Namespace) -> SpeechLM:
     from sparq.speech.activity import load_detector
 
     lm = load_model(given)
-    if lm.model.config.hidden_size < _WIDE and "OMP_NUM_THREADS" not in os.environ:
+    widest = max(one.model.config.hidden_size for one in (lm, lm.prior) if one)
+    if widest < _WIDE and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)
     lm.detector = load_detector(given.detector)
     return lm

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from sparq.language.alignment import word_times
 from sparq.language.generation import GenerationOptions, beam_search, candidates
 from sparq.language.likelihood import log_likelihoods
-from sparq.language.rescoring import Rescoring, best_texts
+from sparq.language.rescoring import WITH_PRIOR, Rescoring, best_texts
 from sparq.language.tasks import IGNORED, TASKS, example, prompt
 from sparq.language.vocabulary import Vocabulary
 from sparq.speech.audio import RATE
@@ -127,10 +127,11 @@ def write_down(
     texts = []
     for heard in ways:
         # About as many texts are weighed for several ways as for one.
-        kept = options.answers if len(heard) == 1 else options.answers // len(heard) + 2
+        kept = options.answers if len(heard) == 1 or lm.prior else options.answers // len(heard) + 2
         answers = [ids for _ in heard for ids in next(found)[:kept]]
         texts.append([vocabulary.decode_text(ids) for ids in answers])
-    return best_texts(lm.model, vocabulary, units, texts, rescoring or Rescoring(), views)
+    weights = rescoring or (WITH_PRIOR if lm.prior else Rescoring())
+    return best_texts(lm.model, vocabulary, units, texts, weights, views, lm.prior)
 
 
 def _words(lm: SpeechLM, piece: _Piece, text: str) -> tuple[Word, ...]:

@@ -7,7 +7,8 @@ texts that a beam ends with, the one with the largest
     log p(text | units) + channel · log p(units | text) + prior · log p(text)
 
 is taken: a noisy channel beside the direct model (Yu et al. 2017, "The Neural Noisy Channel"), all in one model. Where
-the same speech was heard in several ways (:mod:`sparq.speech.views`), the first two are means over all of them.
+the same speech was heard in several ways (:mod:`sparq.speech.views`), the first two are means over all of them. A
+language model that has read more may say log p(text) in its place (:mod:`sparq.language.prior`).
 
 The same holds for what it says: of the units that a search ends with, those are taken in which the model itself hears
 the text best, so that a word left out or slurred is noticed before it is spoken.
@@ -17,7 +18,8 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from transformers import PreTrainedModel
 
@@ -27,10 +29,13 @@ from sparq.language.tasks import TASKS, example
 from sparq.language.vocabulary import Modality, Vocabulary
 from sparq.speech.units import Units
 
+if TYPE_CHECKING:
+    from sparq.language.prior import TextPrior
+
 HEARD = {"tts": 0.1}
 """How much it counts, beside that a text is heard in units, that they are how it would be said."""
 
-_WEIGHED = 5  # the likeliest pairs by ASR alone; others are not worth the other tasks' time
+_WEIGHED = 5  # the likeliest pairs, before the other tasks are asked; others are not worth their time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +44,7 @@ class Rescoring:
 
     Attributes:
         channel: weight of log p(units | text).
-        prior: weight of log p(text).
+        prior: weight of log p(text), whoever gives it.
 
     Raises:
         UserError: a weight below 0.
@@ -60,6 +65,10 @@ class Rescoring:
         return {task: weight for task, weight in weights.items() if weight}
 
 
+WITH_PRIOR = Rescoring(channel=0.3, prior=0.4)
+"""The weights where another language model gives log p(text)."""
+
+
 def best_texts(
     model: PreTrainedModel,
     vocabulary: Vocabulary,
@@ -67,6 +76,7 @@ def best_texts(
     candidates: Sequence[Sequence[str]],
     rescoring: Rescoring,
     views: Sequence[Sequence[Units]] | None = None,
+    prior: TextPrior | None = None,
 ) -> list[str]:
     """Choose one of several transcripts for each utterance.
 
@@ -78,6 +88,7 @@ def best_texts(
             written, or the model has too few positions.
         rescoring: the weights.
         views: units of each utterance heard in other ways, which count as much; None for no other.
+        prior: who says how likely a text is to be written; None for the model itself.
 
     Returns:
         A text for each utterance.
@@ -87,7 +98,14 @@ def best_texts(
         [_Said(text, heard) for text in dict.fromkeys(texts) if vocabulary.write_text(text)]
         for heard, texts in zip(ways, candidates, strict=True)
     ]
-    chosen = _likeliest(model, vocabulary, pairs, rescoring.weights)
+    weights = rescoring.weights
+
+    def judged(said: Sequence[_Said]) -> list[float]:
+        assert prior is not None
+        return [weight * its for its in prior.log_likelihoods([one.text for one in said])]
+
+    weight = weights.pop("textlm", 0.0) if prior else 0.0
+    chosen = _likeliest(model, vocabulary, pairs, weights, judged if weight else None)
     return [texts[0] if best is None else best.text for texts, best in zip(candidates, chosen, strict=True)]
 
 
@@ -122,16 +140,26 @@ class _Said:
 
 
 def _likeliest(
-    model: PreTrainedModel, vocabulary: Vocabulary, pairs: Sequence[Sequence[_Said]], weights: Mapping[str, float]
+    model: PreTrainedModel,
+    vocabulary: Vocabulary,
+    pairs: Sequence[Sequence[_Said]],
+    weights: Mapping[str, float],
+    judge: Callable[[Sequence[_Said]], list[float]] | None = None,
 ) -> list[_Said | None]:
-    """Give the pair with the largest weighted log-likelihood of each group, None where nothing can be compared."""
+    """Give the pair with the largest weighted log-likelihood of each group, None where nothing can be compared.
+
+    The other tasks' weights are given, and who else judges, at once with ASR.
+    """
     positions = model.config.max_position_embeddings
     rows: list[tuple[int, _Said]] = []
     for index, group in enumerate(pairs):
         longest = max((_length(vocabulary, said) for said in group), default=0)
         if len(group) > 1 and longest <= positions:
             rows += [(index, said) for said in group]
-    scores = dict(enumerate(_likelihoods(model, vocabulary, [said for _, said in rows], "asr")))
+    everything = [said for _, said in rows]
+    scores = dict(enumerate(_likelihoods(model, vocabulary, everything, "asr")))
+    if judge is not None:
+        scores = {row: score + its for (row, score), its in zip(scores.items(), judge(everything), strict=True)}
     for numbers in _grouped(rows):
         for row in sorted(numbers, key=scores.__getitem__, reverse=True)[_WEIGHED:]:
             del scores[row]

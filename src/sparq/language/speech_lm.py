@@ -19,6 +19,7 @@ from sparq.errors import UserError
 from sparq.language.folder import Parts, read_folder, write_folder
 from sparq.language.generation import GenerationOptions, generate
 from sparq.language.listening import BATCH, Segment, listen, write_down
+from sparq.language.prior import TextPrior
 from sparq.language.rescoring import Rescoring
 from sparq.language.speaking import Spoken, go_on, speak, stream
 from sparq.language.tasks import TASKS, continuation_prompt, prompt
@@ -68,6 +69,7 @@ class SpeechLM:
         codebook: what its units mean.
         vocoder: what speaks its units, or None for a model that only listens and writes.
         limits: how long an utterance may be.
+        prior: another language model that says which of several transcripts is likely; None for the model itself.
 
     Raises:
         UserError: the parts were not made for each other.
@@ -107,10 +109,9 @@ class SpeechLM:
             self.extractor = extractor
         if detector is not None:
             self.detector = detector
-        self.vocabulary = vocabulary
-        self.codebook = codebook
-        self.vocoder = vocoder
+        self.vocabulary, self.codebook, self.vocoder = vocabulary, codebook, vocoder
         self.limits = limits or Limits()
+        self.prior: TextPrior | None = None
         known = getattr(model.config, RECORD, None) or {}
         for name, given in self._record().items():
             require_match(f"the model (its {name})", known.get(name, given), given)

@@ -1,0 +1,82 @@
+"""How likely a text is by another language model: a prior for what was said, from far more text than speech.
+
+A SpeechLM has read few texts, and knows a word that it never met by its sounds alone. A text language model that has
+read the web tells which of several transcripts somebody would have said. It need not share the SpeechLM's pieces: whole
+texts are compared (n-best rescoring; in :mod:`sparq.language.rescoring` it takes the place of the task textLM).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from sparq.attention import load_pretrained
+from sparq.errors import UserError
+from sparq.language.likelihood import log_likelihoods
+from sparq.language.tasks import IGNORED, Example
+
+
+class TextPrior:
+    """A causal language model and its tokenizer.
+
+    Attributes:
+        model: any of transformers, in evaluation mode.
+        tokenizer: its own.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any) -> None:
+        """Take a model.
+
+        Args:
+            model: see the class.
+            tokenizer: see the class.
+
+        Raises:
+            UserError: the tokenizer has no token that a text may begin behind.
+        """
+        begin = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+        if begin is None:
+            raise UserError(f"prior: {tokenizer.name_or_path}: its tokenizer has neither a first nor a last token")
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self._begin = int(begin)
+
+    @classmethod
+    def load(cls, name: str, device: str = "cpu") -> TextPrior:
+        """Load a model.
+
+        Args:
+            name: a folder or a hub name.
+            device: where it computes, in single precision.
+
+        Raises:
+            UserError: nothing can be loaded from there.
+        """
+        import torch
+        from transformers import AutoTokenizer
+
+        try:
+            return cls(load_pretrained(name, dtype=torch.float32).to(device), AutoTokenizer.from_pretrained(name))
+        except UserError:
+            raise
+        except Exception as error:  # transformers, tokenizers and safetensors have a dozen kinds
+            reason = " ".join(str(error).split())[:160]
+            raise UserError(f"prior: {name}: cannot be loaded as a language model ({reason})") from error
+
+    def log_likelihoods(self, texts: Sequence[str]) -> list[float]:
+        """Log-likelihood of each text as a sentence of its own, in nats."""
+        examples = []
+        for text in texts:
+            ids = self.tokenizer(as_sentence(text), add_special_tokens=False).input_ids
+            ids = ids[: self.model.config.max_position_embeddings - 1]
+            examples.append(Example([self._begin, *ids], [IGNORED, *ids]))
+        return log_likelihoods(self.model, examples)
+
+
+def as_sentence(text: str) -> str:
+    """Write a transcript in small letters as one would print it: "i'm here" → "I'm here."; another stays as it is."""
+    if text != text.lower():
+        return text
+    text = re.sub(r"\bi\b", "I", text)
+    return f"{text[:1].upper()}{text[1:]}{'.' * text[-1:].isalnum()}"

@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+import sparq
+from sparq.cli import main
+from sparq.errors import UserError
+from sparq.language.listening import write_down
+from sparq.language.prior import TextPrior, as_sentence
+from sparq.language.rescoring import WITH_PRIOR, Rescoring, best_texts
+from sparq.language.tasks import TASKS, example
+
+TEXTS = ["one", "two", "three", "one two", "two three", "three one", "two one two", "three three one two"]
+UNITS = [np.array([1, 1, 2, 3, 3]), np.array([0, 4, 4, 2]), np.array([5, 3])]
+
+
+class Taste:
+    """Finds a text the likelier, the more of one letter it has; remembers what it was asked."""
+
+    def __init__(self, letter):
+        self.letter = letter
+        self.asked = []
+
+    def log_likelihoods(self, texts):
+        self.asked += texts
+        return [100.0 * text.count(self.letter) for text in texts]
+
+
+@pytest.fixture
+def folder(make_tiny, extended_vocabulary, tmp_path):
+    """A text language model as users have them."""
+    make_tiny("gpt2", extended_vocabulary, dtype=torch.float32).save_pretrained(tmp_path / "lm")
+    (tmp_path / "vocabulary").mkdir()
+    extended_vocabulary.save(tmp_path / "vocabulary")
+    AutoTokenizer.from_pretrained(tmp_path / "vocabulary" / "text").save_pretrained(tmp_path / "lm")
+    return tmp_path / "lm"
+
+
+@pytest.mark.parametrize(
+    ("text", "written"),
+    [
+        ("i think i'm in it", "I think I'm in it."),
+        ("who goes there?", "Who goes there?"),
+        ("Already. Written", "Already. Written"),
+        ("", ""),
+        ("été", "Été."),
+    ],
+)
+def test_a_transcript_is_written_as_a_sentence(text, written):
+    assert as_sentence(text) == written
+
+
+def test_likelihoods_are_those_of_the_sentence_behind_the_first_token(folder):
+    prior = TextPrior.load(str(folder))
+    expected = []
+    for text in TEXTS:
+        ids = prior.tokenizer(as_sentence(text)).input_ids
+        with torch.no_grad():
+            log_p = prior.model(torch.tensor([[prior.tokenizer.eos_token_id, *ids]])).logits[0].log_softmax(-1)
+        expected.append(sum(float(log_p[place, one]) for place, one in enumerate(ids)))
+    assert prior.log_likelihoods(TEXTS) == pytest.approx(expected, rel=1e-5)
+    assert len(set(expected)) == len(expected)
+
+
+def test_a_text_longer_than_its_positions_is_judged_by_what_fits(folder):
+    long = TextPrior.load(str(folder)).log_likelihoods(["the train " * 100, "the train " * 90])
+    assert long[0] == long[1]
+
+
+def test_it_takes_the_place_of_the_models_own_opinion(make_tiny, vocabulary, by_definition):
+    model = make_tiny("llama", vocabulary)
+
+    def likelihood(task, text, units):
+        return by_definition(model, example(TASKS[task], vocabulary, text=text, units=units))
+
+    rescoring = Rescoring(channel=0.3, prior=0.2)
+    differ = 0
+    for letter in "twr":
+        taste = Taste(letter)
+        expected = []
+        for units in UNITS:
+            first = {one: likelihood("asr", one, units) + 0.2 * 100 * one.count(letter) for one in TEXTS}
+            five = sorted(first, key=first.__getitem__)[-5:]
+            expected.append(max(five, key=lambda one: first[one] + 0.3 * likelihood("tts", one, units)))
+        found = best_texts(model, vocabulary, UNITS, [TEXTS] * 3, rescoring, prior=taste)
+        assert found == expected
+        assert len(taste.asked) == 3 * len(TEXTS)
+        differ += found != best_texts(model, vocabulary, UNITS, [TEXTS] * 3, rescoring)
+    assert differ
+
+
+def test_it_judges_all_that_is_found_in_any_view(monkeypatch):
+    lm = sparq.load()
+    units, views = [np.arange(30) % 20], [[np.arange(30) * 3 % 20, np.arange(40) % 9]]
+    lm.prior = Taste("e")
+    told = []
+    monkeypatch.setattr(
+        "sparq.language.listening.best_texts", lambda _, __, ___, texts, *more: told.append((texts, more)) or [""]
+    )
+    write_down(lm, units, views=views)
+    ((((texts,), (weights, _, prior))),) = told
+    assert len(texts) == 3 * 4
+    assert weights == WITH_PRIOR
+    assert prior is lm.prior
+    write_down(lm, units, rescoring=Rescoring(0, 1), views=views)
+    assert told[1][1][0] == Rescoring(0, 1)
+
+
+def test_one_without_a_weight_is_not_asked(make_tiny, vocabulary):
+    taste = Taste("e")
+    best_texts(make_tiny("llama", vocabulary), vocabulary, UNITS, [TEXTS] * 3, Rescoring(0.2, 0), prior=taste)
+    assert not taste.asked
+
+
+def test_a_transcript_by_command_depends_on_it(folder, tmp_path, tiny_run, capsys):
+    model = str(tiny_run.folder / "none" / "speechlm")
+    assert main(["transcribe", str(tiny_run.audio), "--model", model, "--prior", str(folder)]) == 0
+    capsys.readouterr()
+    (tmp_path / "empty").mkdir()
+    assert main(["transcribe", str(tiny_run.audio), "--model", model, "--prior", str(tmp_path / "empty")]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "prior" in line
+    assert "empty" in line
+
+
+def test_a_tokenizer_with_nothing_to_begin_behind(folder):
+    prior = TextPrior.load(str(folder))
+    prior.tokenizer.eos_token = None
+    with pytest.raises(UserError, match="neither a first nor a last token"):
+        TextPrior(prior.model, prior.tokenizer)
