@@ -76,6 +76,7 @@ def test_the_numbers_are_those_of_the_models(mine, base, when):
     corpus = Corpus.load(mine.with_name("mine.work") / "corpus")
     learnt, held_out = (corpus.utterances(split) for split in ("train", "held_out"))
     assert not {one.text for one in learnt} & {one.text for one in held_out}
+    assert {len(one.views) for one in held_out} == {3}  # heard as sparq transcribe hears
     general = general_text((one.text for one in learnt), ()).held_out
     again = score(lm, fitting(lm, held_out), general, 2)
     told = getattr(Outcome.read(mine / "finetune.json"), when)

@@ -21,7 +21,7 @@ def add_finetune(made: Any) -> None:
     command.add_argument("--method", choices=FINETUNING_METHODS, default=FINETUNING_METHODS[0], help=text)
     text = "different sentences kept to measure on (default: a tenth, from 8 to 100)"
     command.add_argument("--held-out", type=positive, help=text)
-    command.add_argument("--beam", type=positive, default=8, help="width of the beam search that is measured with")
+    command.add_argument("--beam", type=positive, default=4, help="width of the beam search that is measured with")
     add_model(command)
     add_settings(command, "the adaptation, such as steps=200 learning_rate=5e-4")
 

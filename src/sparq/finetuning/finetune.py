@@ -70,7 +70,7 @@ class FineTuning:
         output: Path,
         *,
         held_out: int | None = None,
-        beam: int = 8,
+        beam: int = 4,
         watcher: Watcher | None = None,
     ) -> None:
         """Look at everything that can be looked at before the work begins; nothing is made yet."""

@@ -19,6 +19,7 @@ from sparq.corpus.recording import Recording
 from sparq.errors import UserError
 from sparq.language.writing import normalise_text
 from sparq.speech.audio import RATE
+from sparq.speech.views import VIEWS
 
 HELD_OUT_SHARE, FEWEST_HELD_OUT, MOST_HELD_OUT = 0.1, 8, 100  # of the different sentences
 MINUTES_A_PROCESS = 5  # of speech; with less than that for each, they would take longer to start than to listen
@@ -123,7 +124,7 @@ def is_corpus(folder: Path) -> bool:
 
 
 def corpus_config(folder: Path, recordings: Recordings, held_out: int | None, model: Path) -> CorpusConfig:
-    """Describe the corpus that a folder becomes, in the units of a model.
+    """Describe the corpus that a folder becomes, in the units of a model; it is scored as `sparq transcribe` listens.
 
     Args:
         folder: the recordings.
@@ -151,6 +152,7 @@ def corpus_config(folder: Path, recordings: Recordings, held_out: int | None, mo
         encoder=EncoderConfig(name=codebook.encoder_name, layers=codebook.layers),
         units=UnitsConfig(name=name),
         processes=max(1, min(os.cpu_count() or 1, int(recordings.minutes / MINUTES_A_PROCESS))),
+        views=len(VIEWS),
     )
 
 
