@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 
@@ -18,6 +19,7 @@ from sparq.errors import UserError
 from sparq.speech.duration import DurationPredictor, fit_durations
 from sparq.speech.generator import UnitGenerator, VocoderConfig, fuse_weight_norm
 from sparq.speech.speaker_table import SpeakerTable
+from sparq.speech.units import merge_repeats
 from sparq.speech.vocoder import Vocoder
 
 TINY = {
@@ -334,3 +336,37 @@ def test_durations_are_learnt_and_padding_does_not_change_them():
     units = torch.tensor([[1, 4, 2, 3], [3, 4, 0, 0]])
     padded = model.durations(units, torch.tensor([4, 2]))
     assert padded[1].tolist() == [*model.durations(units[1:, :2], torch.tensor([2]))[0].tolist(), 0, 0]
+
+
+def uneven(share):
+    """Units that last 2 or 14 frames, and nothing tells which."""
+    random = np.random.default_rng(1)
+    merged = [random.permutation(6) for _ in range(80)]
+    return [np.repeat(one, np.where(random.random(6) < share, 14, 2)) for one in merged]
+
+
+def total(model, sequences):
+    merged = [torch.from_numpy(merge_repeats(one)[0]) for one in sequences]
+    return sum(int(model.durations(one[None], torch.tensor([len(one)])).sum()) for one in merged)
+
+
+def test_speech_lasts_as_long_as_what_it_was_learnt_from():
+    """The mean of the logarithms alone would make it a quarter shorter."""
+    sequences = uneven(0.5)
+    model = fit_durations(sequences, 6, steps=120)
+    assert total(model, sequences) == pytest.approx(sum(map(len, sequences)), rel=0.05)
+    middles = np.exp(np.mean([np.log1p(merge_repeats(one)[1]).mean() for one in sequences])) - 1
+    assert 6 * len(sequences) * middles < 0.8 * sum(map(len, sequences))
+
+
+def test_durations_go_on_from_those_that_were_learnt():
+    before = fit_durations(uneven(0.5), 6, steps=120)
+    kept = copy.deepcopy(before.state_dict())
+    later = uneven(0.9)
+    after = fit_durations(later, 6, steps=60, rate=1e-3, start=before)
+    for name, value in before.state_dict().items():
+        torch.testing.assert_close(value, kept[name], rtol=0, atol=0)
+    assert total(after, later) == pytest.approx(sum(map(len, later)), rel=0.05)
+    assert total(before, later) < 0.9 * sum(map(len, later))
+    nothing = fit_durations(later, 6, steps=0, start=before)
+    torch.testing.assert_close(nothing.embedding.weight, before.embedding.weight, rtol=0, atol=0)
