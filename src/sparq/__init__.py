@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from sparq.evaluation import outliers
     from sparq.language.deploy import deploy
     from sparq.language.generation import GenerationOptions
+    from sparq.language.prior import TextPrior
     from sparq.language.speech_lm import SpeechLM
     from sparq.quantization import QuantizationConfig, quantize
 
@@ -25,6 +26,7 @@ __all__ = [
     "QuantizationConfig",
     "SparqError",
     "SpeechLM",
+    "TextPrior",
     "UserError",
     "deploy",
     "install_attention",
@@ -37,6 +39,7 @@ _WHERE = {
     "GenerationOptions": ("sparq.language.generation", "GenerationOptions"),
     "QuantizationConfig": ("sparq.quantization", "QuantizationConfig"),
     "SpeechLM": ("sparq.language.speech_lm", "SpeechLM"),
+    "TextPrior": ("sparq.language.prior", "TextPrior"),
     "deploy": ("sparq.language.deploy", "deploy"),
     "install_attention": ("sparq.attention", "install"),
     "outliers": ("sparq.evaluation", "outliers"),

@@ -2,8 +2,9 @@
 
 A language model over merged units says *what* is spoken; this says how many frames each unit takes. The network is
 FastSpeech 2's variance predictor on unit embeddings, trained by squared error on log(1 + frames) (Lee et al. 2022,
-"Direct Speech-to-Speech Translation with Discrete Units", section 3.3). The logarithm's mean belongs to less than the
-mean, and speech that hurries is misheard: the last bias is moved until as many frames are predicted as were learnt from.
+"Direct Speech-to-Speech Translation with Discrete Units", section 3.3). The logarithm's mean is that of fewer frames
+than the mean, and speech that hurries is misheard: the last bias is moved until as many are predicted as were learnt
+from.
 """
 
 from __future__ import annotations
