@@ -148,4 +148,4 @@ def _calibrate(
         speaker = None if embeddings is None else embeddings[i : i + 1]
         predicted += float(model(torch.as_tensor(units)[None], torch.tensor([len(units)]), speaker).exp().sum())
         wanted += float(frames.sum()) + len(units)
-    model.last.bias += math.log(wanted / predicted)
+    model.last.bias.add_(math.log(wanted / predicted))
