@@ -66,10 +66,11 @@ class TextPrior:
 
     def log_likelihoods(self, texts: Sequence[str]) -> list[float]:
         """Log-likelihood of each text as a sentence of its own, in nats."""
+        positions = getattr(self.model.config, "max_position_embeddings", None)  # some models know no end
         examples = []
         for text in texts:
             ids = self.tokenizer(as_sentence(text), add_special_tokens=False).input_ids
-            ids = ids[: self.model.config.max_position_embeddings - 1]
+            ids = ids[: positions - 1] if positions else ids
             examples.append(Example([self._begin, *ids], [IGNORED, *ids]))
         return log_likelihoods(self.model, examples)
 
