@@ -18,6 +18,7 @@ The kernels are in ``kernels.py``; where none of them fits, the plain definition
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -72,6 +73,15 @@ def row_argmax(query: Tensor, key: Tensor, mask: Tensor | None, *, causal: bool,
     Returns:
         Indices of keys [batch, heads, q_length].
     """
+    tiles = _tiles(query, key, mask, causal=causal, scale=scale)
+    return torch.cat([scores.argmax(-1) for scores in tiles], dim=2)
+
+
+def _tiles(query: Tensor, key: Tensor, mask: Tensor | None, *, causal: bool, scale: float) -> Iterator[Tensor]:
+    """Give the scores of some rows after others, [batch, heads, rows, k_length or those that a causal row sees].
+
+    Without a mask they are not scaled yet: the largest is the same, and there are far fewer of these.
+    """
     batch, heads, q_length, width = query.shape
     kv_heads, k_length = key.shape[1], key.shape[2]
     group = heads // kv_heads
@@ -84,25 +94,26 @@ def row_argmax(query: Tensor, key: Tensor, mask: Tensor | None, *, causal: bool,
     query = query.reshape(batch * kv_heads, group, q_length, width)
     keys = key.reshape(batch * kv_heads, k_length, width).mT
     rows = min(_TILE_ROWS[device], max(1, _TILE_SCORES[device] // (batch * heads * k_length)))
-    found = torch.empty(batch, heads, q_length, dtype=torch.long, device=query.device)
-    later = torch.full((rows, rows), -math.inf, device=query.device, dtype=torch.float32).triu(1)
+    later = torch.full((rows, rows), -math.inf, device=query.device, dtype=torch.float32).triu(1) if causal else None
     for start in range(0, q_length, rows):
         stop = min(start + rows, q_length)
-        columns = stop if causal else k_length
         tile = query[:, :, start:stop].reshape(batch * kv_heads, -1, width)
-        seen = keys[..., :columns]
+        seen = keys[..., : stop if causal else k_length]
         scores = torch.bmm(tile, seen, torch.float32) if on_tensor_cores else torch.bmm(tile, seen)
-        scores = scores.view(batch, heads, stop - start, columns)
-        if causal:
+        scores = scores.view(batch, heads, stop - start, -1)
+        if later is not None:
             scores[..., start:] += later[: stop - start, : stop - start]
         if mask is not None:
             scores.mul_(scale).add_(mask[..., start:stop, :])
-        found[:, :, start:stop] = scores.argmax(-1)
-    return found
+        yield scores
 
 
 def _row_max(query: Tensor, key: Tensor, mask: Tensor | None, *, causal: bool, scale: float) -> Tensor:
     """Give the largest score of every row [batch, heads, q_length], with its gradient."""
+    if not (torch.is_grad_enabled() and (query.requires_grad or key.requires_grad)):
+        tiles = _tiles(query, key, mask, causal=causal, scale=scale)
+        largest = torch.cat([scores.amax(-1) for scores in tiles], dim=2)
+        return largest * scale if mask is None else largest
     batch, heads, _, width = query.shape
     kv_heads, k_length = key.shape[1], key.shape[2]
     best = row_argmax(query, key, mask, causal=causal, scale=scale)
