@@ -115,9 +115,13 @@ def test_one_without_a_weight_is_not_asked(make_tiny, vocabulary):
     assert not taste.asked
 
 
-def test_a_transcript_by_command_depends_on_it(folder, tmp_path, tiny_run, capsys):
+def test_the_command_asks_it(folder, tmp_path, tiny_run, capsys, monkeypatch):
     model = str(tiny_run.folder / "none" / "speechlm")
+    asked = []
+    weigh = TextPrior.log_likelihoods
+    monkeypatch.setattr(TextPrior, "log_likelihoods", lambda self, texts: asked.extend(texts) or weigh(self, texts))
     assert main(["transcribe", str(tiny_run.audio), "--model", model, "--prior", str(folder)]) == 0
+    assert len(asked) > 1
     capsys.readouterr()
     (tmp_path / "empty").mkdir()
     assert main(["transcribe", str(tiny_run.audio), "--model", model, "--prior", str(tmp_path / "empty")]) == 2

@@ -8,6 +8,7 @@ import pytest
 from sparq.cli import _parser
 from sparq.config import CorpusConfig, SourceConfig
 from sparq.errors import UserError
+from sparq.language.listening import LISTENING_IN_VIEWS
 from sparq.schema import dump, parse
 from sparq.speech.encoder import load_encoder
 from sparq.speech.units import UnitExtractor, fit_codebook
@@ -41,6 +42,11 @@ def test_settings_ask_for_no_more_views_than_there_are():
     for count, known in ((len(VIEWS), True), (len(VIEWS) + 1, False)):
         with contextlib.nullcontext() if known else pytest.raises(SystemExit):
             assert _parser().parse_args(["transcribe", "a.wav", "--views", str(count)]).views == count
+
+
+def test_fine_tuning_is_scored_with_the_beam_that_transcribes():
+    given = _parser().parse_args(["finetune", "recordings", "-o", "mine"])
+    assert given.beam == LISTENING_IN_VIEWS.beams
 
 
 def test_a_view_comes_later_or_is_played_faster():

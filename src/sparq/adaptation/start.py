@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM, PreTrainedModel
 
-from sparq.attention import load_pretrained
 from sparq.config import ModelConfig
 from sparq.errors import UserError
+from sparq.language.folder import load_language_model
 from sparq.language.vocabulary import ExtendedVocabulary, Vocabulary
 
 INITIAL_DEVIATION = 0.05  # of new weights in a small model; transformers' 0.02 is meant for widths of 768 and more
@@ -69,13 +68,7 @@ def pretrained_model(name: str | Path, vocabulary: Vocabulary, seed: int = 0) ->
     Raises:
         UserError: nothing can be loaded from there, or the vocabulary extends another model's tokenizer.
     """
-    try:
-        model = load_pretrained(name, dtype=torch.float32)
-    except UserError:
-        raise
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:160]
-        raise UserError(f"model.name: {name}: cannot be loaded as a language model ({reason})") from error
+    model = load_language_model(name, "model.name")
     kept = vocabulary.text_size if isinstance(vocabulary, ExtendedVocabulary) else 0
     rows = model.get_input_embeddings().weight.shape[0]
     if kept > rows:

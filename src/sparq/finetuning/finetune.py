@@ -32,6 +32,7 @@ from sparq.finetuning.recordings import Recordings, corpus_config, is_corpus
 from sparq.finetuning.rehearsal import GeneralText, general_text
 from sparq.finetuning.scores import Scores, fitting, score, warnings
 from sparq.language.card import CARD, card_licence, model_card
+from sparq.language.listening import LISTENING_IN_VIEWS
 from sparq.language.speech_lm import SpeechLM
 from sparq.language.vocabulary import Vocabulary
 from sparq.making import SPEECHLM, TRAINING, Watcher, adapt_model
@@ -70,7 +71,7 @@ class FineTuning:
         output: Path,
         *,
         held_out: int | None = None,
-        beam: int = 4,
+        beam: int = LISTENING_IN_VIEWS.beams,
         watcher: Watcher | None = None,
     ) -> None:
         """Look at everything that can be looked at before the work begins; nothing is made yet."""

@@ -174,6 +174,26 @@ def _halved(model: Any) -> dict[str, torch.Tensor]:
     }
 
 
+def load_language_model(name: str | Path, key: str) -> Any:
+    """Load a text language model in single precision, with the attention that it was saved with.
+
+    Args:
+        name: a folder or a hub name.
+        key: what asked for it, for the error.
+
+    Raises:
+        UserError: nothing can be loaded from there.
+    """
+    try:
+        with no_progress_bars():
+            return load_pretrained(name, dtype=torch.float32)
+    except UserError:
+        raise
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(f"{key}: {name}: cannot be loaded as a language model ({reason})") from error
+
+
 @contextlib.contextmanager
 def no_progress_bars() -> Iterator[None]:
     """Keep transformers from drawing bars for files that are read in a moment."""

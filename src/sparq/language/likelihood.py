@@ -51,16 +51,9 @@ def log_likelihoods(
     shared = list(_of_one_condition(examples))
     alone = sorted({*range(len(examples))}.difference(*shared))
     with evaluating(model):
-        for chosen in _alike(alone, lengths, padded_tokens):
-            batch = _pad([examples[index] for index in chosen])
-            logits = model(**model_inputs(model, batch), use_cache=False).logits[:, :-1]
-            found_here = _sums(logits, batch["labels"][:, 1:])
-            for index, its in zip(chosen, found_here, strict=True):
-                found[index] = its
-        for group in shared:
+        for judge, group in [(_alone, alone), *((_behind_one_condition, group) for group in shared)]:
             for chosen in _alike(group, lengths, padded_tokens):
-                found_here = _behind_one_condition(model, [examples[index] for index in chosen])
-                for index, its in zip(chosen, found_here, strict=True):
+                for index, its in zip(chosen, judge(model, [examples[index] for index in chosen]), strict=True):
                     found[index] = its
     return found
 
@@ -79,6 +72,13 @@ def _of_one_condition(examples: Sequence[Example]) -> Iterator[list[int]]:
 def _start(one: Example) -> int:
     """Count the ids before the first that counts."""
     return next((place for place, label in enumerate(one.labels) if label != IGNORED), len(one.labels))
+
+
+def _alone(model: Any, examples: Sequence[Example]) -> list[float]:
+    """Read each example whole."""
+    batch = _pad(examples)
+    logits = model(**model_inputs(model, batch), use_cache=False).logits[:, :-1]
+    return _sums(logits, batch["labels"][:, 1:])
 
 
 def _behind_one_condition(model: Any, examples: Sequence[Example]) -> list[float]:

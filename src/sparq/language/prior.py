@@ -11,8 +11,10 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from sparq.attention import load_pretrained
+from transformers import AutoTokenizer
+
 from sparq.errors import UserError
+from sparq.language.folder import load_language_model
 from sparq.language.likelihood import log_likelihoods
 from sparq.language.tasks import IGNORED, Example
 
@@ -53,16 +55,12 @@ class TextPrior:
         Raises:
             UserError: nothing can be loaded from there.
         """
-        import torch
-        from transformers import AutoTokenizer
-
+        model = load_language_model(name, "prior").to(device)
         try:
-            return cls(load_pretrained(name, dtype=torch.float32).to(device), AutoTokenizer.from_pretrained(name))
-        except UserError:
-            raise
-        except Exception as error:  # transformers, tokenizers and safetensors have a dozen kinds
+            return cls(model, AutoTokenizer.from_pretrained(name))
+        except (OSError, ValueError) as error:
             reason = " ".join(str(error).split())[:160]
-            raise UserError(f"prior: {name}: cannot be loaded as a language model ({reason})") from error
+            raise UserError(f"prior: {name}: its tokenizer cannot be loaded ({reason})") from error
 
     def log_likelihoods(self, texts: Sequence[str]) -> list[float]:
         """Log-likelihood of each text as a sentence of its own, in nats."""

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from transformers import PreTrainedModel
@@ -98,14 +98,7 @@ def best_texts(
         [_Said(text, heard) for text in dict.fromkeys(texts) if vocabulary.write_text(text)]
         for heard, texts in zip(ways, candidates, strict=True)
     ]
-    weights = rescoring.weights
-
-    def judged(said: Sequence[_Said]) -> list[float]:
-        assert prior is not None
-        return [weight * its for its in prior.log_likelihoods([one.text for one in said])]
-
-    weight = weights.pop("textlm", 0.0) if prior else 0.0
-    chosen = _likeliest(model, vocabulary, pairs, weights, judged if weight else None)
+    chosen = _likeliest(model, vocabulary, pairs, rescoring.weights, prior)
     return [texts[0] if best is None else best.text for texts, best in zip(candidates, chosen, strict=True)]
 
 
@@ -144,11 +137,11 @@ def _likeliest(
     vocabulary: Vocabulary,
     pairs: Sequence[Sequence[_Said]],
     weights: Mapping[str, float],
-    judge: Callable[[Sequence[_Said]], list[float]] | None = None,
+    prior: TextPrior | None = None,
 ) -> list[_Said | None]:
     """Give the pair with the largest weighted log-likelihood of each group, None where nothing can be compared.
 
-    The other tasks' weights are given, and who else judges, at once with ASR.
+    ASR, and a prior in place of textLM, judge all pairs; the other tasks those that are likeliest by then.
     """
     positions = model.config.max_position_embeddings
     rows: list[tuple[int, _Said]] = []
@@ -156,16 +149,20 @@ def _likeliest(
         longest = max((_length(vocabulary, said) for said in group), default=0)
         if len(group) > 1 and longest <= positions:
             rows += [(index, said) for said in group]
-    everything = [said for _, said in rows]
-    scores = dict(enumerate(_likelihoods(model, vocabulary, everything, "asr")))
-    if judge is not None:
-        scores = {row: score + its for (row, score), its in zip(scores.items(), judge(everything), strict=True)}
+    scores = dict.fromkeys(range(len(rows)), 0.0)
+
+    def weigh(tasks: Mapping[str, float]) -> None:
+        for task, weight in tasks.items():
+            found = _likelihoods(model, vocabulary, [rows[row][1] for row in scores], task, prior)
+            for row, its in zip(scores, found, strict=True):
+                scores[row] += weight * its
+
+    at_once = {task: weight for task, weight in weights.items() if prior and task == "textlm"}
+    weigh({"asr": 1.0} | at_once)
     for numbers in _grouped(rows):
         for row in sorted(numbers, key=scores.__getitem__, reverse=True)[_WEIGHED:]:
             del scores[row]
-    for task, weight in weights.items():
-        found = _likelihoods(model, vocabulary, [rows[row][1] for row in scores], task)
-        scores = {row: score + weight * its for (row, score), its in zip(scores.items(), found, strict=True)}
+    weigh({task: weight for task, weight in weights.items() if task not in at_once})
     chosen: list[_Said | None] = [None] * len(pairs)
     for numbers in _grouped(rows):
         best = max((row for row in numbers if row in scores), key=scores.__getitem__)
@@ -179,8 +176,12 @@ def _grouped(rows: Sequence[tuple[int, _Said]]) -> Iterator[list[int]]:
         yield list(group)
 
 
-def _likelihoods(model: PreTrainedModel, vocabulary: Vocabulary, pairs: Sequence[_Said], task: str) -> list[float]:
+def _likelihoods(
+    model: PreTrainedModel, vocabulary: Vocabulary, pairs: Sequence[_Said], task: str, prior: TextPrior | None
+) -> list[float]:
     """Give the log-likelihood in a task of each pair, its mean over the ways of hearing it where these matter."""
+    if prior and task == "textlm":
+        return prior.log_likelihoods([said.text for said in pairs])
     spoken = Modality.SPEECH in (TASKS[task].condition, TASKS[task].target)
     ways = [said.heard if spoken else said.heard[:1] for said in pairs]
     examples = [

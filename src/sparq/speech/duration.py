@@ -3,8 +3,7 @@
 A language model over merged units says *what* is spoken; this says how many frames each unit takes. The network is
 FastSpeech 2's variance predictor on unit embeddings, trained by squared error on log(1 + frames) (Lee et al. 2022,
 "Direct Speech-to-Speech Translation with Discrete Units", section 3.3). The logarithm's mean is that of fewer frames
-than the mean, and speech that hurries is misheard: the last bias is moved until as many are predicted as were learnt
-from.
+than the mean: the last bias is moved until as many are predicted as were learnt from.
 """
 
 from __future__ import annotations
@@ -96,7 +95,6 @@ def fit_durations(
     speakers: np.ndarray | None = None,
     steps: int = 1500,
     batch: int = 24,
-    rate: float = 2e-3,
     seed: int = 0,
     start: DurationPredictor | None = None,
 ) -> DurationPredictor:
@@ -106,9 +104,8 @@ def fit_durations(
         sequences: int [frames] each, repeats not merged, none of them empty.
         units: size of the codebook.
         speakers: who speaks each, float32 [sequences, speaker_dim], or None for one voice.
-        steps: Adam steps, the learning rate falling linearly to nothing.
+        steps: Adam steps, the learning rate falling linearly from 2e-3 to nothing.
         batch: sequences per step.
-        rate: the learning rate of the first step.
         seed: of weights, dropout and batches.
         start: one to go on from, which stays as it is; None for a new one.
     """
@@ -117,11 +114,13 @@ def fit_durations(
     random = np.random.default_rng(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        fresh = DurationPredictor(units, speaker_dim=0 if speakers is None else speakers.shape[1])
-        model = copy.deepcopy(start).train().requires_grad_() if start else fresh
-        optimiser = torch.optim.Adam(model.parameters(), lr=rate)
+        if start is None:
+            model = DurationPredictor(units, speaker_dim=0 if speakers is None else speakers.shape[1])
+        else:
+            model = copy.deepcopy(start).train().requires_grad_()
+        optimiser = torch.optim.Adam(model.parameters(), lr=2e-3)
         for step in range(steps):
-            optimiser.param_groups[0]["lr"] = rate * (1 - step / steps)
+            optimiser.param_groups[0]["lr"] = 2e-3 * (1 - step / steps)
             drawn = random.integers(len(merged), size=batch)
             chosen = [merged[i] for i in drawn]
             loss = model.loss(
