@@ -133,5 +133,12 @@ def test_the_command_asks_it(folder, tmp_path, tiny_run, capsys, monkeypatch):
 def test_a_tokenizer_with_nothing_to_begin_behind(folder):
     prior = TextPrior.load(str(folder))
     prior.tokenizer.eos_token = None
-    with pytest.raises(UserError, match="neither a first nor a last token"):
-        TextPrior(prior.model, prior.tokenizer)
+    prior.tokenizer.save_pretrained(folder)
+    with pytest.raises(UserError, match=r"^prior: .*neither a first nor a last token"):
+        TextPrior.load(str(folder))
+
+
+def test_a_damaged_tokenizer_is_told(folder):
+    (folder / "tokenizer.json").write_text("{}")
+    with pytest.raises(UserError, match=r"^prior: .*lm: its tokenizer cannot be loaded"):
+        TextPrior.load(str(folder))

@@ -57,10 +57,11 @@ class TextPrior:
         """
         model = load_language_model(name, "prior").to(device)
         try:
-            return cls(model, AutoTokenizer.from_pretrained(name))
-        except (OSError, ValueError) as error:
+            tokenizer = AutoTokenizer.from_pretrained(name)
+        except Exception as error:  # tokenizers has no class of its own for a damaged file
             reason = " ".join(str(error).split())[:160]
             raise UserError(f"prior: {name}: its tokenizer cannot be loaded ({reason})") from error
+        return cls(model, tokenizer)
 
     def log_likelihoods(self, texts: Sequence[str]) -> list[float]:
         """Log-likelihood of each text as a sentence of its own, in nats."""
