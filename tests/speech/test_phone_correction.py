@@ -1,22 +1,43 @@
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
-import torch
+from safetensors.numpy import load_file, save_file
 
 from sparq.errors import UserError
-from sparq.speech.phone_correction import REACH, Correction, Labelled, train_correction
+from sparq.speech import phone_correction
+from sparq.speech.phone_correction import DILATIONS, KERNEL, REACH, Correction, Labelled, train_correction
 from sparq.speech.phones import PAUSE
 from sparq.speech.phonetic import CONTEXT, Heard, PhoneClassifier, load_classifier, refine_classifier
 
 PHONES = (PAUSE, "a", "b")
 
 
-def random_correction(dimension=6, projected=5, hidden=7, phones=3, seed=0):
+def random_correction(dimension=6, width=5, hidden=7, phones=3, seed=0):
     random = np.random.default_rng(seed)
-    seen = (2 * REACH + 1) * projected
-    shapes = ((projected, dimension), (projected,), (hidden, seen), (hidden,), (phones, hidden), (phones,))
-    return Correction(*(random.normal(size=shape).astype(np.float16).astype(np.float32) for shape in shapes))
+    blocks = len(DILATIONS)
+    shapes = {
+        "projection": (width, dimension),
+        "projection_bias": (width,),
+        "gains": (blocks, width),
+        "filters": (blocks, width, KERNEL),
+        "expansion": (blocks, hidden, width),
+        "expansion_bias": (blocks, hidden),
+        "contraction": (blocks, width, hidden),
+        "contraction_bias": (blocks, width),
+        "output": (phones, width),
+        "output_bias": (phones,),
+    }
+    normal = Correction(**{name: random.normal(size=shape).astype(np.float32) for name, shape in shapes.items()})
+    return Correction.unpack(normal.packed())
+
+
+@pytest.fixture(autouse=True)
+def _little_training(monkeypatch):
+    monkeypatch.setattr(phone_correction, "_FEWEST_STEPS", 120)
+    monkeypatch.setattr(phone_correction, "_BATCH", 500)
 
 
 def classifier(correction=None, dimension=6, seed=1):
@@ -24,19 +45,54 @@ def classifier(correction=None, dimension=6, seed=1):
     return PhoneClassifier(weight.astype(np.float16).astype(np.float32), np.zeros(3, np.float32), PHONES, correction)
 
 
-def test_a_correction_is_two_layers_over_nine_frames():
+def test_a_correction_is_four_blocks_over_half_a_second_on_either_side():
+    """Against a second implementation: frame by frame, in float64, with loops."""
     correction = random_correction()
-    features = np.random.default_rng(2).normal(size=(12, 6)).astype(np.float32)
-    padded = torch.from_numpy(np.pad(features, ((REACH, REACH), (0, 0)), "edge")).double()
-    weights = {name: torch.from_numpy(its).double() for name, its in correction.arrays().items()}
-    projected = torch.relu(padded @ weights["projection"].T + weights["projection_bias"])
-    seen = torch.stack([projected[i : i + 2 * REACH + 1].flatten() for i in range(12)])
-    hidden = torch.relu(seen @ weights["hidden"].T + weights["hidden_bias"])
-    expected = hidden @ weights["output"].T + weights["output_bias"]
-    np.testing.assert_allclose(correction.logits(features), expected.numpy(), rtol=1e-4, atol=1e-4)
+    features = np.random.default_rng(2).normal(size=(60, 6)).astype(np.float32)
+    weights = {name: its.astype(np.float64) for name, its in correction.arrays().items()}
+
+    def normalised(state):
+        return state / np.sqrt((state**2).mean(1, keepdims=True) + 1e-6)
+
+    state = features @ weights["projection"].T + weights["projection_bias"]
+    for block, dilation in enumerate(DILATIONS):
+        normal = normalised(state) * weights["gains"][block]
+        around = np.zeros_like(normal)
+        for frame in range(60):
+            for place in range(KERNEL):
+                other = frame + (place - KERNEL // 2) * dilation
+                if 0 <= other < 60:
+                    around[frame] += weights["filters"][block][:, place] * normal[other]
+        hidden = np.maximum(around @ weights["expansion"][block].T + weights["expansion_bias"][block], 0)
+        state = state + hidden @ weights["contraction"][block].T + weights["contraction_bias"][block]
+    expected = normalised(state) @ weights["output"].T + weights["output_bias"]
+    np.testing.assert_allclose(correction.logits(features), expected, rtol=1e-3, atol=1e-4)
     corrected = classifier(correction).logits(features)
-    np.testing.assert_allclose(corrected, classifier().logits(features) + correction.logits(features), rtol=1e-5)
+    np.testing.assert_allclose(
+        corrected, classifier().logits(features) + correction.logits(features), rtol=1e-5, atol=1e-5
+    )
     assert classifier(correction).logits(features[:0]).shape == (0, 3)
+
+
+def test_what_is_farther_than_its_reach_does_not_matter():
+    correction = random_correction()
+    features = np.random.default_rng(3).normal(size=(2 * REACH + 10, 6)).astype(np.float32)
+    other = features.copy()
+    other[REACH + 1 :] += 1
+    np.testing.assert_array_equal(correction.logits(features)[0], correction.logits(other)[0])
+    assert not np.allclose(correction.logits(features)[1], correction.logits(other)[1])
+
+
+@pytest.mark.parametrize("largest", [1e-6, 0.37, 63.4, 63.5, 126.4, 127, 1e5])
+def test_matrices_are_rounded_to_eight_bits_once(largest):
+    first = random_correction()
+    scaled = dataclasses.replace(first, output=first.output / np.abs(first.output).max() * np.float32(largest))
+    packed = scaled.packed()
+    once = Correction.unpack(packed)
+    assert {its.dtype for name, its in packed.items() if name.startswith("out") and its.ndim > 1} == {np.dtype(np.int8)}
+    assert np.abs(once.output - scaled.output).max() <= np.abs(scaled.output).max() / 126
+    for name, its in Correction.unpack(once.packed()).arrays().items():
+        np.testing.assert_array_equal(its, once.arrays()[name])
 
 
 def test_a_corrected_classifier_is_saved_with_its_correction(tmp_path):
@@ -68,7 +124,7 @@ def test_it_tells_apart_what_a_line_does_not():
 
     classes = {phone: index for index, phone in enumerate(PHONES)}
     labelled = [
-        Labelled(its.features, np.zeros((len(its.features), 3), np.float32), labels, timed=False)
+        Labelled(its.features, np.zeros((len(its.features), 3), np.float32), labels)
         for its in utterances
         for labels in [np.array([classes[phone] for phone in its.phones], np.int64)]
     ]
@@ -80,21 +136,56 @@ def test_it_tells_apart_what_a_line_does_not():
     np.testing.assert_array_equal(correction.output, again.output)
 
 
-def test_what_was_said_of_a_timed_voice_is_half_of_what_is_learnt():
-    """The classifier is sure of "a"; a voice that times a "b" moves it half way, one that is aligned all the way."""
-    features = np.random.default_rng(5).normal(size=(40, 6)).astype(np.float32)
-    said = np.tile(np.array([[0.0, 8.0, 0.0]], np.float32), (40, 1))
-    labels = np.full(40, 2, np.int64)
+def test_a_correction_that_is_there_goes_on_learning():
+    """Trained on swapped labels for as long, it says what is learnt last; it has begun where the first ended."""
+    classes = {phone: index for index, phone in enumerate(PHONES)}
 
-    def share_of_b(*, timed):
-        logits = said + train_correction([Labelled(features, said, labels, timed)] * 10).logits(features)
-        return (np.exp(logits) / np.exp(logits).sum(1, keepdims=True))[:, 2].mean()
+    def labelled(*, swapped):
+        spoken = [curved(seed, timed=True, swapped=swapped)[0] for seed in range(60)]
+        return [
+            Labelled(its.features, np.zeros((len(its.features), 3), np.float32), labels)
+            for its in spoken
+            for labels in [np.array([classes[phone] for phone in its.phones], np.int64)]
+        ]
 
-    assert 0.35 < share_of_b(timed=True) < 0.65
-    assert share_of_b(timed=False) > 0.9
+    first = train_correction(labelled(swapped=False))
+    again = train_correction(labelled(swapped=True), first)
+    new = curved(900, timed=True)[0]
+    wanted = np.array([classes[phone] for phone in new.phones])
+    swapped = np.array([0, 2, 1])[wanted]
+    assert (first.logits(new.features).argmax(1) == wanted).mean() > 0.9
+    assert (again.logits(new.features).argmax(1) == swapped).mean() > 0.9
+
+
+def test_hidden_frames_are_learnt_from_what_is_around_them():
+    """ "a" stands in fours, so that a frame that says nothing is told by its neighbours."""
+    classes = {phone: index for index, phone in enumerate(PHONES)}
+
+    def fours(seed):
+        random = np.random.default_rng(seed)
+        spoken = np.repeat([classes[phone] for phone in random.choice(["a", "b"], 12)], 4)
+        features = np.concatenate([np.eye(3)[spoken]] * 2, axis=1)
+        return (features + random.normal(0, 0.05, features.shape)).astype(np.float32), spoken
+
+    learnt = [Labelled(features, np.zeros((48, 3), np.float32), spoken) for features, spoken in map(fours, range(60))]
+    correction = train_correction(learnt)
+    features, spoken = fours(900)
+    features[1::4] = np.concatenate([f for f, _ in map(fours, range(60))]).mean(0)
+    assert (correction.logits(features).argmax(1) == spoken)[1::4].mean() > 0.8
 
 
 def test_nothing_that_sounds_like_its_text_is_refused():
     silent = Heard(np.zeros((1, 6), np.float32), ("a", "b", "a"), timed=False)
     with pytest.raises(UserError, match="none of 1 utterances sounds like its text"):
         refine_classifier(classifier(), [silent])
+
+
+def test_a_correction_of_an_earlier_version_is_refused(tmp_path):
+    refined = classifier(random_correction())
+    refined.save(tmp_path / "c.safetensors")
+    arrays, metadata = load_file(tmp_path / "c.safetensors"), {"phones": " ".join(PHONES)}
+    save_file(
+        {name: its for name, its in arrays.items() if not name.endswith(".exponents")}, tmp_path / "old", metadata
+    )
+    with pytest.raises(KeyError, match=r"no contraction\.exponents in the correction; refine the codebook again"):
+        load_classifier(tmp_path / "old")

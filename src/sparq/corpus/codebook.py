@@ -73,9 +73,11 @@ def codebook_on_plan(
     heard = _heard(plan, encoder, config, folder, workers, quiet=quiet)
     with threadpool_limits(1):  # sums in one order, whatever the machine
         if ready is not None:
-            return refine_codebook(ready, heard, config.seed)
+            return refine_codebook(ready, heard, config.seed, quiet=quiet)
         if config.kind == "phonetic":
-            return fit_phonetic_codebook(heard, encoder, config.clusters, config.seed, refine=config.refine)
+            return fit_phonetic_codebook(
+                heard, encoder, config.clusters, config.seed, refine=config.refine, quiet=quiet
+            )
         return fit_codebook([one.features for one in heard], encoder, config.clusters, config.seed)
 
 

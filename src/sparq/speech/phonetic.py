@@ -94,14 +94,15 @@ class PhoneClassifier:
         return np.add.reduceat(roots, starts, axis=0) / lengths[:, None].astype(np.float32), lengths
 
     def save(self, path: Path) -> None:
-        """Write a safetensors file; matrices in half precision, which is what training rounds them to."""
-        arrays = {name: its.astype(np.float16) if its.ndim > 1 else its for name, its in self.arrays().items()}
-        save_file(arrays, path, {"phones": " ".join(self.phones)})
+        """Write a safetensors file, exactly: training rounds matrices to half precision, a correction to eight bits."""
+        correction = {} if self.correction is None else self.correction.packed()
+        arrays = {"weight": self.weight.astype(np.float16), "bias": self.bias}
+        save_file(arrays | _named(correction), path, {"phones": " ".join(self.phones)})
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Return the weights by name."""
         correction = {} if self.correction is None else self.correction.arrays()
-        return {"weight": self.weight, "bias": self.bias} | {f"{_CORRECTION}{k}": v for k, v in correction.items()}
+        return {"weight": self.weight, "bias": self.bias} | _named(correction)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -127,10 +128,10 @@ def load_classifier(path: Path) -> PhoneClassifier:
     """
     with safe_open(path, "numpy") as file:
         phones = tuple(file.metadata()["phones"].split(" "))
-        arrays = {name: file.get_tensor(name).astype(np.float32) for name in file.keys()}  # noqa: SIM118, no mapping
+        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, no mapping
     correction = {k.removeprefix(_CORRECTION): v for k, v in arrays.items() if k.startswith(_CORRECTION)}
-    corrected = Correction(**correction) if correction else None
-    return PhoneClassifier(arrays["weight"], arrays["bias"], phones, corrected)
+    corrected = Correction.unpack(correction) if correction else None
+    return PhoneClassifier(arrays["weight"].astype(np.float32), arrays["bias"], phones, corrected)
 
 
 def train_classifier(utterances: Sequence[Heard], seed: int = 0) -> PhoneClassifier:
@@ -163,13 +164,16 @@ def train_classifier(utterances: Sequence[Heard], seed: int = 0) -> PhoneClassif
     return classifier
 
 
-def refine_classifier(classifier: PhoneClassifier, utterances: Sequence[Heard], seed: int = 0) -> PhoneClassifier:
-    """Give a classifier a correction that is trained on utterances; one that it has already goes.
+def refine_classifier(
+    classifier: PhoneClassifier, utterances: Sequence[Heard], seed: int = 0, *, quiet: bool = True
+) -> PhoneClassifier:
+    """Give a classifier a correction that is trained on utterances; one that it has already goes on learning.
 
     Args:
-        classifier: whose opinion on timed utterances is kept, and which aligns the others.
+        classifier: aligns the utterances that are not timed.
         utterances: held in memory together.
         seed: of initial weights, dropout and order.
+        quiet: without a progress bar.
 
     Raises:
         UserError: no utterance could be aligned.
@@ -182,11 +186,11 @@ def refine_classifier(classifier: PhoneClassifier, utterances: Sequence[Heard], 
             labels: np.ndarray | None = np.array([classes.get(phone, -1) for phone in heard.phones], np.int64)
         else:
             labels = _align(classifier, heard, classes)
-        if labels is not None:
-            known.append(Labelled(heard.features, plain.logits(heard.features), labels, heard.timed))
-    if not any((its.labels >= 0).any() for its in known):
+        if labels is not None and (labels >= 0).any():
+            known.append(Labelled(heard.features, plain.logits(heard.features).astype(np.float16), labels))
+    if not known:
         raise UserError(f"units.refine: true (none of {len(utterances)} utterances sounds like its text)")
-    return dataclasses.replace(plain, correction=train_correction(known, seed))
+    return dataclasses.replace(plain, correction=train_correction(known, classifier.correction, seed, quiet=quiet))
 
 
 def _align(classifier: PhoneClassifier, heard: Heard, classes: dict[str, int]) -> np.ndarray | None:
@@ -238,6 +242,10 @@ def _train(
         halves = (weight / scale).half().float()
         bias = bias - halves @ mean.repeat(2 * CONTEXT + 1)
     return PhoneClassifier(halves.numpy(), bias.detach().numpy(), phones)
+
+
+def _named(correction: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {f"{_CORRECTION}{name}": its for name, its in correction.items()}
 
 
 def _log_softmax(logits: np.ndarray) -> np.ndarray:

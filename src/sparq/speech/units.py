@@ -141,7 +141,13 @@ def fit_codebook(features: Iterable[np.ndarray], encoder: Encoder, k: int = 200,
 
 
 def fit_phonetic_codebook(
-    utterances: Sequence[Heard], encoder: Encoder, k: int = 200, seed: int = 0, *, refine: bool = False
+    utterances: Sequence[Heard],
+    encoder: Encoder,
+    k: int = 200,
+    seed: int = 0,
+    *,
+    refine: bool = False,
+    quiet: bool = True,
 ) -> Codebook:
     """Train a classifier of phones on utterances, and fit k centroids to what it says of their segments.
 
@@ -151,26 +157,27 @@ def fit_phonetic_codebook(
         k: the number of units.
         seed: the same utterances, k and seed give the same codebook.
         refine: whether a network corrects the classifier.
+        quiet: without a progress bar.
 
     Raises:
         UserError: no utterance's phones are timed, or there are fewer than k segments.
     """
     classifier = train_classifier(utterances, seed)
     if refine:
-        classifier = refine_classifier(classifier, utterances, seed)
+        classifier = refine_classifier(classifier, utterances, seed, quiet=quiet)
     means = [classifier.segments(heard.features)[0] for heard in utterances]
     return Codebook(_cluster(means, k, seed), encoder.fingerprint, encoder.name, encoder.layers, classifier)
 
 
-def refine_codebook(book: Codebook, utterances: Sequence[Heard], seed: int = 0) -> Codebook:
-    """Give the classifier of a phonetic codebook a correction; the units stay what they are.
+def refine_codebook(book: Codebook, utterances: Sequence[Heard], seed: int = 0, *, quiet: bool = True) -> Codebook:
+    """Give the classifier of a phonetic codebook a correction, or teach the one that it has; the clusters stay.
 
     Raises:
         UserError: the codebook has no classifier, or no utterance could be aligned.
     """
     if book.classifier is None:
         raise UserError("units.refine: true (expected a phonetic codebook; this one has plain units)")
-    return dataclasses.replace(book, classifier=refine_classifier(book.classifier, utterances, seed))
+    return dataclasses.replace(book, classifier=refine_classifier(book.classifier, utterances, seed, quiet=quiet))
 
 
 def _cluster(points: Iterable[np.ndarray], k: int, seed: int) -> np.ndarray:

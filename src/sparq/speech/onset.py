@@ -1,0 +1,43 @@
+"""Speech from where it begins: the near silence before it, which listeners hear things in, is left out.
+
+Recordings begin with a third of a second of near silence, and a model that learnt from them speaks so. A recogniser
+heard a word in it in one of ten phrases (``results/by_hand.json``, ``silence_before_speech``), and who streams waits
+for nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+
+from sparq.speech.audio import RATE
+
+LEAD = 0.05
+"""Seconds that are left before the first loud sample."""
+
+_LOUD = 0.01  # of what a waveform can hold; speech is a tenth or more
+
+
+def from_onset(parts: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    """Give a waveform from :data:`LEAD` before its first loud sample on; one that has none whole.
+
+    Args:
+        parts: of the waveform, float32 [samples] at 16 kHz, in order; each is asked for when it is needed.
+
+    Yields:
+        Waveforms that follow each other; how the waveform was cut into parts does not change what they are together.
+    """
+    held: list[np.ndarray] | None = []
+    for part in parts:
+        if held is None:
+            yield part
+            continue
+        held.append(part)
+        loud = np.flatnonzero(np.abs(part) > _LOUD)
+        if loud.size:
+            whole = np.concatenate(held)
+            yield whole[max(0, len(whole) - len(part) + int(loud[0]) - round(LEAD * RATE)) :]
+            held = None
+    if held:
+        yield np.concatenate(held)
