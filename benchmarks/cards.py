@@ -55,8 +55,10 @@ def card(sink: str, kept: dict[str, Any]) -> Card:
             "speech": "60 hours: sentences of LJ Speech, VCTK and LibriTTS and phrases cut out of them, read aloud by "
             "the voices hibari and flite at three speeds, by 26 of Kokoro's speakers and by Piper's joe; the "
             "recordings of Kathleen and AN4, in six copies; half of it disturbed (rooms, noise, telephone). Then 72 "
-            "more: sentences of eleven old novels (39 hours), words out of a dictionary (12), some of the former",
-            "units": "Moonshine tiny, layers 3 to 6, phonetic with a refined classifier, 100 clusters, runs merged",
+            "more: sentences of eleven old novels (39 hours), words out of a dictionary (12), some of the former; at "
+            "last 12 hours of all of these and new sentences of LibriTTS by the same voices",
+            "units": "Moonshine tiny, layers 3 to 6, phonetic with a refined classifier, 100 clusters, runs merged; "
+            "refined a second time before the last 12 hours",
             "vocabulary": "1,000 SentencePiece pieces over letters and units",
             "never trained on": "LJ Speech test sentences, Kathleen's last 132 prompts",
         },
@@ -67,7 +69,8 @@ def card(sink: str, kept: dict[str, Any]) -> Card:
             "the mean that had been made by then, 6.3 million and (of 115 of all hours) 5.3 million",
             "branches": "of 60 hours 1.6 million pieces, of the later ones 1.25 and 0.85 million, of all 0.85, each "
             "with its own attention, learning rate falling to 0",
-            "at last": "the mean of the four branches (sparq export --average)",
+            "at last": "the mean of the four branches; each then went on for 1.9 million pieces, the last 12 hours "
+            "among them five times, and what ships is the mean of before and after (sparq export --average)",
         },
         columns=[COLUMNS[source] for source in found],
         measured={name: [scores[key] for scores in found.values()] for name, key in MEASURES.items()},

@@ -303,10 +303,15 @@ def test_damaged_folders(lm, tmp_path):
 # ---- listening
 
 
+def led(piece):
+    """A recording that begins with speech is given the silence that every other stretch begins with: 0.2 s."""
+    return np.concatenate([np.zeros(3200, np.float32), piece])
+
+
 def test_transcription_is_asr_of_the_units(lm, tmp_path):
     wave = sound(3)
     (piece,) = pieces_of(wave, 9)
-    (units,) = UnitExtractor(Loudness(), lm.codebook).extract([piece])
+    (units,) = UnitExtractor(Loudness(), lm.codebook).extract([led(piece)])
     ids = generate(lm.model, lm.vocabulary, [prompt(TASKS["asr"], lm.vocabulary, units)], Modality.TEXT, SHORT)[0]
     expected = lm.vocabulary.decode_text(ids)
     assert expected
@@ -320,7 +325,7 @@ def test_transcription_is_asr_of_the_units(lm, tmp_path):
 
 def test_what_a_beam_finds_in_any_view_is_weighed_by_all(lm):
     wave = sound(3)
-    (piece,) = pieces_of(wave, 9)
+    piece = led(*pieces_of(wave, 9))
     extractor = UnitExtractor(Loudness(), lm.codebook)
     (units,) = extractor.extract([piece])
     (views,) = other_views(extractor, [piece], 4)
@@ -362,7 +367,8 @@ def test_long_recordings_are_cut_and_joined(make):
     whole = np.concatenate([x for part in parts for x in (part, pause)])
     pieces = pieces_of(whole, 4)
     assert len(pieces) == 4
-    assert lm.transcribe(whole, SHORT) == " ".join(lm.transcribe(piece, SHORT) for piece in pieces)
+    units = UnitExtractor(Loudness(), lm.codebook).extract([led(pieces[0]), *pieces[1:]])
+    assert lm.transcribe(whole, SHORT, views=1) == " ".join(lm.write_down(units, SHORT))
 
 
 def test_what_a_model_hears_fits_its_positions(make, monkeypatch):

@@ -35,6 +35,7 @@ LISTENING, LISTENING_IN_VIEWS = beam_search(8), beam_search(4)
 a wrong piece spoils those after it."""
 
 BATCH = 16
+_LEAD = 0.2  # seconds
 _READ_AHEAD = 4  # batches whose pieces are sorted by length, so that those of like length share one
 
 
@@ -64,6 +65,7 @@ class _Piece:
     end: float
     units: np.ndarray
     views: tuple[np.ndarray, ...] = ()
+    lead: float = 0.0  # seconds of silence that were put before it
 
 
 def listen(
@@ -137,7 +139,10 @@ def write_down(
 def _words(lm: SpeechLM, piece: _Piece, text: str) -> tuple[Word, ...]:
     encoder = lm.extractor.encoder
     found = word_times(lm.model, lm.vocabulary, piece.units, text, encoder.hop / encoder.rate)
-    return tuple(Word(one.text, piece.start + one.start, piece.start + one.end) for one in found)
+    times = [(max(0.0, one.start - piece.lead), max(0.0, one.end - piece.lead)) for one in found]
+    return tuple(
+        Word(one.text, piece.start + start, piece.start + end) for one, (start, end) in zip(found, times, strict=True)
+    )
 
 
 def _pieces(
@@ -152,11 +157,13 @@ def _pieces(
         for span in spoken_spans(waveform, lm.detector, longest):
             if span.start / RATE < after:
                 continue
-            part = waveform[span.start : span.stop]
+            # What begins with speech gets the silence that other stretches begin with, and all that is learnt from.
+            lead = 0 if span.start else round(_LEAD * RATE)
+            part = np.pad(waveform[span.start : span.stop], (lead, 0))
             (units,) = lm.extractor.extract([part])
             if units.size:
                 (others,) = other_views(lm.extractor, [part], views)
-                yield _Piece(index, span.start / RATE, span.stop / RATE, units, others)
+                yield _Piece(index, span.start / RATE, span.stop / RATE, units, others, lead / RATE)
         end = len(waveform) / RATE
         yield _Piece(index, end, end, np.zeros(0, np.int64))
 

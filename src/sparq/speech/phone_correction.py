@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import track
-from torch.nn.functional import conv1d, cross_entropy, dropout, pad, relu
+from torch.nn.functional import cross_entropy, dropout, pad, relu
 
 KERNEL, DILATIONS = 9, (1, 1, 2, 2)  # of the convolution in each block
 REACH = sum(dilation * (KERNEL // 2) for dilation in DILATIONS)
@@ -202,13 +202,21 @@ def _forward(
     """Return ``[batch, frames, phones]`` of features ``[batch, frames, dimension]``; ``inside`` is 0 behind an end."""
     state = (seen @ weights["projection"].T + weights["projection_bias"]) * inside
     for block, dilation in enumerate(DILATIONS):
-        normal = (_normalised(state) * weights["gains"][block]).transpose(1, 2)
-        filters, reach = weights["filters"][block][:, None], dilation * (KERNEL // 2)
-        around = conv1d(normal, filters, padding=reach, dilation=dilation, groups=len(filters)).transpose(1, 2)
+        around = _convolved(_normalised(state) * weights["gains"][block], weights["filters"][block], dilation)
         hidden = relu(around @ weights["expansion"][block].T + weights["expansion_bias"][block])
         added = dropout(hidden, dropped) @ weights["contraction"][block].T + weights["contraction_bias"][block]
         state = state + added * inside
     return _normalised(state) @ weights["output"].T + weights["output_bias"]
+
+
+def _convolved(frames: torch.Tensor, filters: torch.Tensor, dilation: int) -> torch.Tensor:
+    """Convolve each number of ``[batch, frames, width]`` over time; PyTorch's own takes three times as long here."""
+    reach = dilation * (KERNEL // 2)
+    padded, count = pad(frames, (0, 0, reach, reach)), frames.shape[1]
+    summed = padded[:, :count] * filters[:, 0]
+    for place in range(1, KERNEL):
+        summed = torch.addcmul(summed, padded[:, place * dilation :][:, :count], filters[:, place])
+    return summed
 
 
 def _normalised(state: torch.Tensor) -> torch.Tensor:
