@@ -18,6 +18,7 @@ from sparq.attention import install, installed
 from sparq.config import AttentionConfig
 from sparq.errors import UserError
 from sparq.language import listening, speaking, speech_lm
+from sparq.language.alignment import word_times
 from sparq.language.generation import GenerationOptions, beam_search, candidates, generate
 from sparq.language.rescoring import Rescoring, best_texts
 from sparq.language.speech_lm import Limits, SpeechLM
@@ -321,6 +322,18 @@ def test_transcription_is_asr_of_the_units(lm, tmp_path):
         assert lm.transcribe(path, SHORT, views=1) == expected
     with (tmp_path / "a.flac").open("rb") as file:
         assert lm.transcribe(file, SHORT, views=1) == expected
+
+
+def test_the_silence_before_a_recording_counts_in_no_time(lm, monkeypatch):
+    wave = sound(3)
+    (units,) = UnitExtractor(Loudness(), lm.codebook).extract([led(*pieces_of(wave, 9))])
+    monkeypatch.setattr(lm, "write_down", lambda heard, *_, **__: ["the sea"] * len(heard))
+    (segment,) = lm.segments(wave, SHORT, words=True)
+    found = word_times(lm.model, lm.vocabulary, units, "the sea", 384 / RATE)
+    assert segment.start == segment.words[0].start == 0
+    assert len(found) == len(segment.words) == 2
+    for said, one in zip(segment.words, found, strict=True):
+        assert said.end == pytest.approx(max(0, one.end - 0.2))
 
 
 def test_what_a_beam_finds_in_any_view_is_weighed_by_all(lm):

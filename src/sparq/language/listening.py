@@ -35,7 +35,7 @@ LISTENING, LISTENING_IN_VIEWS = beam_search(8), beam_search(4)
 a wrong piece spoils those after it."""
 
 BATCH = 16
-_LEAD = 0.2  # seconds
+_LEAD = 0.2  # seconds of silence before a recording that begins with speech; other stretches keep as much of their own
 _READ_AHEAD = 4  # batches whose pieces are sorted by length, so that those of like length share one
 
 
@@ -65,7 +65,6 @@ class _Piece:
     end: float
     units: np.ndarray
     views: tuple[np.ndarray, ...] = ()
-    lead: float = 0.0  # seconds of silence that were put before it
 
 
 def listen(
@@ -139,9 +138,9 @@ def write_down(
 def _words(lm: SpeechLM, piece: _Piece, text: str) -> tuple[Word, ...]:
     encoder = lm.extractor.encoder
     found = word_times(lm.model, lm.vocabulary, piece.units, text, encoder.hop / encoder.rate)
-    times = [(max(0.0, one.start - piece.lead), max(0.0, one.end - piece.lead)) for one in found]
+    begin = piece.start or -_LEAD  # of what was heard
     return tuple(
-        Word(one.text, piece.start + start, piece.start + end) for one, (start, end) in zip(found, times, strict=True)
+        Word(one.text, max(piece.start, begin + one.start), max(piece.start, begin + one.end)) for one in found
     )
 
 
@@ -157,13 +156,11 @@ def _pieces(
         for span in spoken_spans(waveform, lm.detector, longest):
             if span.start / RATE < after:
                 continue
-            # What begins with speech gets the silence that other stretches begin with, and all that is learnt from.
-            lead = 0 if span.start else round(_LEAD * RATE)
-            part = np.pad(waveform[span.start : span.stop], (lead, 0))
+            part = np.pad(waveform[span.start : span.stop], (0 if span.start else round(_LEAD * RATE), 0))
             (units,) = lm.extractor.extract([part])
             if units.size:
                 (others,) = other_views(lm.extractor, [part], views)
-                yield _Piece(index, span.start / RATE, span.stop / RATE, units, others, lead / RATE)
+                yield _Piece(index, span.start / RATE, span.stop / RATE, units, others)
         end = len(waveform) / RATE
         yield _Piece(index, end, end, np.zeros(0, np.int64))
 

@@ -1,8 +1,8 @@
 """Speech from where it begins: the near silence before it, which listeners hear things in, is left out.
 
 Recordings begin with a third of a second of near silence, and a model that learnt from them speaks so. A recogniser
-heard a word in it in one of ten phrases (``results/by_hand.json``, ``silence_before_speech``), and who streams waits
-for nothing.
+heard a word in it in one of ten phrases (``results/by_hand.json``, ``silence_before_speech``), and whoever
+streams waits for it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from sparq.speech.audio import RATE
 LEAD = 0.05
 """Seconds that are left before the first loud sample."""
 
-_LOUD = 0.01  # of what a waveform can hold; speech is a tenth or more
+_LOUD = 0.01  # of what a waveform can hold
 
 
 def from_onset(parts: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
