@@ -25,7 +25,8 @@ from sparq.corpus.build import build_corpus, corpus_stage
 from sparq.corpus.codebook import load_codebook, load_extractor
 from sparq.corpus.corpus import Corpus
 from sparq.corpus.plan import Item, plan_corpus
-from sparq.corpus.shard import SCHEMA, build_shard
+from sparq.corpus.shard import build_shard
+from sparq.corpus.table import SCHEMA
 from sparq.errors import UserError
 from sparq.language.tasks import TASKS
 from sparq.schema import dump
@@ -452,3 +453,75 @@ def test_plain_units_are_not_refined(corpus, config, tmp_path):
     units = UnitsConfig(name=str(corpus.folder / "codebook"), kind="phonetic", refine=True)
     with pytest.raises(UserError, match="this one has plain units"):
         build_corpus(dataclasses.replace(config, units=units), tmp_path / "c", quiet=True)
+
+
+@pytest.fixture(scope="module")
+def read(config, tmp_path_factory) -> Corpus:
+    """The sentences read by hibari, in the phonetic units that ship."""
+    units = UnitsConfig(name="codebook")
+    encoder = EncoderConfig(layers=load_codebook("codebook").layers)
+    source = dataclasses.replace(config.sources[0], augmentation=AugmentationConfig(share=0.3, rates=(0.9, 1.1)))
+    said = dataclasses.replace(config, sources=(source,), units=units, encoder=encoder)
+    return build_corpus(said, tmp_path_factory.mktemp("read") / "corpus", quiet=True)
+
+
+def imagining(config: CorpusConfig, read: Corpus, path: Path, **how) -> CorpusConfig:
+    source = SourceConfig(kind="imagined", path=str(path), readers=str(read.folder), **how)
+    units = UnitsConfig(name=str(read.folder / "codebook"))
+    return dataclasses.replace(
+        config, sources=(source,), units=units, encoder=EncoderConfig(layers=read.codebook.layers)
+    )
+
+
+def test_texts_that_are_read_in_imagination(config, read, tmp_path):
+    path = tmp_path / "texts.txt"
+    said = [one.text.rstrip(".!") for one in read.utterances("train", ["small"])][:3]
+    texts = [" ".join(reversed(text.split())) for text in said]
+    path.write_text("".join(f"{text}.\n" for text in texts))
+    settings = imagining(config, read, path, renderings=3)
+    made = build_corpus(settings, tmp_path / "one", quiet=True)
+    rows = made.table.to_pylist()
+    assert len(rows) == 9
+    assert {row["speaker"] for row in rows} <= {"small", "small/phrases", "disturbed small", "disturbed small/phrases"}
+    assert {row["seconds"] for row in rows} == {0.0}
+    assert len({tuple(row["units"]) for row in rows if row["text"] == f"{texts[0]}."}) == 3  # each anew
+    assert made.statistics["imagined"] == 9
+    assert made.statistics["hours"] == 0
+    assert "9 read in imagination" in made.summary
+    for one in made.utterances("train"):
+        assert [name for name, task in TASKS.items() if one.serves(task)] == ["textlm", "asr"]
+        if one.starts is not None:
+            assert len(one.starts) == one.words
+            assert one.span(0, 2).units.tolist() == one.units[one.starts[0] : one.ends[1]].tolist()
+    again = build_corpus(dataclasses.replace(settings, processes=2), tmp_path / "two", quiet=True)
+    assert content(again.folder) == content(made.folder)
+    # hibari's own units of the sentence are about as many: nothing is lost, nothing doubled.
+    (units,) = load_extractor(read.codebook).extract([load_voice("hibari").speak(f"{texts[0]}.").waveform])
+    lengths = [len(row["units"]) for row in rows if row["text"] == f"{texts[0]}."]
+    assert np.mean(lengths) == pytest.approx(len(units), rel=0.3)
+
+
+def test_imagination_needs_readers_of_the_same_units(config, corpus, read, tmp_path):
+    path = tmp_path / "texts.txt"
+    path.write_text("Nobody was found there.\n")
+    settings = imagining(config, read, path)
+    assert plan_corpus(settings).fingerprint != plan_corpus(imagining(config, corpus, path)).fingerprint
+    other = UnitsConfig(name=str(corpus.folder / "codebook"))
+    mixed = dataclasses.replace(settings, units=other, encoder=config.encoder)
+    with pytest.raises(ArtifactMismatchError, match="what is imagined was made for"):
+        build_corpus(mixed, tmp_path / "a", quiet=True)
+    plain = dataclasses.replace(imagining(config, corpus, path), encoder=config.encoder)
+    with pytest.raises(UserError, match="readers: have plain units"):
+        build_corpus(plain, tmp_path / "b", quiet=True)
+    source = dataclasses.replace(settings.sources[0], readers=str(tmp_path / "nowhere"))
+    with pytest.raises(UserError, match="nowhere"):
+        build_corpus(dataclasses.replace(settings, sources=(source,)), tmp_path / "c", quiet=True)
+
+
+def test_what_no_reader_can_say_is_left_out_and_named(config, read, tmp_path):
+    path = tmp_path / "texts.txt"
+    path.write_text("Nobody was found there.\nA beige mirage.\n")  # none of the sentences has such a sound
+    made = build_corpus(imagining(config, read, path), tmp_path / "corpus", quiet=True)
+    assert [row["text"] for row in made.table.to_pylist()] == ["Nobody was found there."]
+    (left,) = made.statistics["skipped"]
+    assert left["reason"].endswith("no reader says such phones")

@@ -157,6 +157,14 @@ def test_text_without_words_or_with_unit_characters_is_left_out(tmp_path):
         ({"kind": "text-only", "copies": 2}, "kind: text-only .expected without keep_audio, copies"),
         ({"kind": "text-only", "tasks": ["textlm", "asr"]}, "tasks: .* .expected .textlm., all that text-only can"),
         ({"kind": "audio-only", "tasks": ["tts"]}, "tasks: .* .expected .speechlm., all that audio-only can"),
+        ({"kind": "imagined"}, "readers: null .expected a corpus for kind: imagined"),
+        ({"kind": "text", "readers": "runs/read"}, "readers: runs/read .expected a corpus for kind: imagined, and"),
+        (
+            {"kind": "imagined", "readers": "r", "tasks": ["tts"]},
+            "tasks: .* .expected .textlm, asr., all that imagined",
+        ),
+        ({"kind": "imagined", "readers": "r", "held_out": 2}, "held_out: 2 .expected 0 for imagined"),
+        ({"kind": "imagined", "readers": "r", "copies": 2}, "kind: imagined .expected without keep_audio, copies"),
         ({"kind": "text", "held_out": 9, "limit": 5}, "held_out: 9 .expected at most the limit, which is 5"),
     ],
 )

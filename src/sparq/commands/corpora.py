@@ -18,12 +18,13 @@ def add_corpus(made: Any) -> None:
     command = add_command(made, "corpus", corpus, text)
     command.add_argument("paths", nargs="+", metavar="PATH")
     command.add_argument("-o", "--output", required=True, help="a folder")
-    text = "recordings with transcripts (default), text to be voiced, or one of the two alone"
+    text = "recordings with transcripts (default), text to be voiced or imagined, or one of the two alone"
     command.add_argument("--kind", choices=KINDS, default="audio", help=text)
     command.add_argument("--layout", help="such as librispeech, mls or lhotse:aishell; default: found by looking")
     command.add_argument("--part", dest="parts", action="append", default=[], help="a folder in it (may be repeated)")
     command.add_argument("--limit", type=positive, help="utterances used at most, of each path")
     command.add_argument("--voice", action="append", metavar="NAME", help="who reads text out (may be repeated)")
+    command.add_argument("--readers", metavar="CORPUS", help="whose speakers read what is imagined")
     command.add_argument("--held-out", type=count, default=0, help="utterances kept for evaluation, of each path")
     command.add_argument("--keep-audio", type=count, default=0, help="utterances whose audio is kept, of each path")
     command.add_argument("--codebook", help="a ready codebook: a folder, or 'codebook' for the one that ships")
@@ -36,15 +37,18 @@ def corpus(given: argparse.Namespace) -> None:
     from sparq.config import CorpusConfig
     from sparq.corpus.build import build_corpus
     from sparq.corpus.codebook import load_codebook
+    from sparq.corpus.corpus import CODEBOOK
 
     same = {name: getattr(given, name) for name in ("kind", "layout", "parts", "held_out", "limit", "keep_audio")}
     same |= {"voices": given.voice} if given.voice else {}
+    same |= {"readers": given.readers} if given.readers else {}
     sources = [{"path": path, **same} for path in given.paths]
     defaults: dict[str, Any] = {"sources": sources, "processes": given.processes}
-    if given.codebook:
-        book = load_codebook(given.codebook)
+    name = given.codebook or (given.readers and str(Path(given.readers) / CODEBOOK))
+    if name:
+        book = load_codebook(name)
         defaults |= {
-            "units": {"name": given.codebook},
+            "units": {"name": name},
             "encoder": {"name": book.encoder_name, "layers": list(book.layers)},
         }
     made = build_corpus(read_settings(CorpusConfig, defaults, given), Path(given.output), quiet=given.json)

@@ -13,8 +13,9 @@ LAYOUTS = (
     "librispeech", "libritts", "mls", "vctk", "librilight", "ljspeech", "arctic", "an4", "lhotse", "sidecars", "audio",
     "jsonl", "tsv", "text", "words", "book",
 )  # fmt: skip
-KINDS = ("audio", "text", "audio-only", "text-only")
-_ONLY = {"audio-only": "speechlm", "text-only": "textlm"}  # kind → the one task that it can serve
+KINDS = ("audio", "text", "audio-only", "text-only", "imagined")
+_ONLY = {"audio-only": ("speechlm",), "text-only": ("textlm",), "imagined": ("textlm", "asr")}
+"""The tasks that a kind can serve, where it cannot serve all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +85,8 @@ class SourceConfig:
 
     Attributes:
         kind: "audio" (recordings with transcripts), "text" (voiced by ``voices``), "audio-only" (recordings whose
-            transcripts, if there are any, are left aside) or "text-only" (text that nobody says).
+            transcripts, if there are any, are left aside), "text-only" (text that nobody says), or "imagined" (text
+            with the units in which ``readers`` would have said it, to be understood and not to be spoken).
         path: the file or folder.
         layout: how it is laid out, a name of ``LAYOUTS``, or ``lhotse:NAME`` for a recipe of Lhotse; null finds it out.
         parts: folders in it that are used alone, such as [train-clean-100]; none for all.
@@ -92,8 +94,9 @@ class SourceConfig:
         tasks: which tasks it serves; null for all that it can, [] for none (it is there for the vocoder).
         voices: the teachers that read text out, drawn from for each utterance (docs/voices.md); "kokoro" and "flite"
             stand for all of theirs, and a name that is there twice is drawn twice as often.
+        readers: a ready corpus in the same phonetic units, whose speakers read what is imagined.
         speeds: speaking rates, drawn from for each utterance; 1 is the voice's own.
-        renderings: how often each training text is read out, by a voice and at a speed drawn anew.
+        renderings: how often each training text is read out, by a voice and at a speed drawn anew, or imagined anew.
         copies: how often the corpus has each training utterance, every time disturbed anew.
         augmentation: how training utterances are disturbed, but for those that keep their audio.
         disturbed: whether the sentences held out are there a second time, all disturbed, as a source of their own,
@@ -115,6 +118,7 @@ class SourceConfig:
     name: str | None = key(None, pattern=r"[^/]+")
     tasks: tuple[str, ...] | None = key(None, choices=TASKS)
     voices: tuple[str, ...] = ("hibari",)
+    readers: str | None = None
     speeds: tuple[float, ...] = key((1.0,), minimum=0.25, maximum=4)
     renderings: int = key(1, minimum=1)
     copies: int = key(1, minimum=1)
@@ -143,12 +147,18 @@ class SourceConfig:
 
     def _check_kind(self) -> None:
         """Refuse what the kind of source cannot have."""
-        only = _ONLY.get(self.kind)
-        if only and self.tasks is not None and set(self.tasks) - {only}:
-            raise UserError(f"tasks: {list(self.tasks)} (expected [{only}], all that {self.kind} can serve)")
-        if self.kind == "text-only" and (self.keep_audio or self.copies > 1 or self.augmentation.share):
-            raise UserError("kind: text-only (expected without keep_audio, copies and augmentation: nobody says it)")
-        if self.renderings > 1 and self.kind != "text":
+        only = _ONLY.get(self.kind, TASKS)
+        if self.tasks is not None and set(self.tasks) - set(only):
+            raise UserError(f"tasks: {list(self.tasks)} (expected [{', '.join(only)}], all that {self.kind} can serve)")
+        if self.kind in ("text-only", "imagined") and (self.keep_audio or self.copies > 1 or self.augmentation.share):
+            raise UserError(f"kind: {self.kind} (expected without keep_audio, copies and augmentation: nobody says it)")
+        if (self.readers is None) == (self.kind == "imagined"):
+            raise UserError(
+                f"readers: {self.readers or 'null'} (expected a corpus for kind: imagined, and for no other)"
+            )
+        if self.held_out and self.kind == "imagined":
+            raise UserError(f"held_out: {self.held_out} (expected 0 for imagined: nothing is measured on it)")
+        if self.renderings > 1 and self.kind not in ("text", "imagined"):
             raise UserError(
                 f"renderings: {self.renderings} (expected 1 for {self.kind}, which no voice reads; see copies)"
             )
@@ -156,6 +166,11 @@ class SourceConfig:
             raise UserError(
                 f"phrases: {self.phrases} (expected 0 for {self.kind}: phrases are cut out of text that is voiced)"
             )
+
+    @property
+    def serves(self) -> tuple[str, ...] | None:
+        """The tasks that its utterances are meant for; None for all that they can serve."""
+        return _ONLY["imagined"] if self.kind == "imagined" and self.tasks is None else self.tasks
 
 
 @dataclass(frozen=True, kw_only=True)

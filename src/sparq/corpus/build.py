@@ -15,16 +15,18 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from sparq.artifacts import MANIFEST, fingerprint, read_manifest, write_manifest, write_text
+from sparq.artifacts import MANIFEST, fingerprint, read_manifest, require_match, write_manifest, write_text
 from sparq.config import CorpusConfig
 from sparq.corpus.codebook import codebook_on_plan, load_codebook
 from sparq.corpus.corpus import CODEBOOK, SHARDS, STATISTICS, Corpus, shard_paths
 from sparq.corpus.parts import Measured, Part, make_parts
 from sparq.corpus.plan import Plan, plan_corpus
 from sparq.corpus.sentences import source_names
-from sparq.corpus.shard import SKIPPED, build_shard
+from sparq.corpus.shard import build_shard
+from sparq.corpus.table import SKIPPED
 from sparq.corpus.workers import Workers
 from sparq.errors import UserError
 from sparq.schema import dump
@@ -53,9 +55,10 @@ def build_corpus(config: CorpusConfig, folder: Path, *, quiet: bool = False) -> 
     """Build a corpus in a folder, or go on with what a killed start left there.
 
     The statistics of the corpus are: ``utterances``, ``train``, ``held_out``, ``with_word_times``, ``with_audio``,
-    ``hours``, ``text_only``, ``speech_only``; ``processes`` and ``hours_of_audio_per_hour``, measured over the
-    ``measured_hours`` of audio that this start made units of; ``left_out`` (reason → number of sentences that were not
-    planned) and ``skipped`` (id and reason of each utterance that was planned and could not be used).
+    ``hours``, ``text_only``, ``speech_only``, ``imagined`` (utterances that nobody said); ``processes`` and
+    ``hours_of_audio_per_hour``, measured over the ``measured_hours`` of audio that this start made units of;
+    ``left_out`` (reason → number of sentences that were not planned) and ``skipped`` (id and reason of each utterance
+    that was planned and could not be used).
 
     Args:
         config: what it is made of.
@@ -118,13 +121,16 @@ def _make(
             book = codebook_on_plan(plan, encoder, config.units, ready, folder / _FEATURES, workers, quiet=quiet)
             book.save(folder / CODEBOOK)
         codebook = Codebook.load(folder / CODEBOOK)
+        for readers in plan.readers:
+            theirs = read_manifest(readers, "corpus").inputs["codebook"]
+            require_match(f"{readers}: what is imagined", codebook.fingerprint, theirs)
         measured = make_parts(functools.partial(write_shard, codebook), parts, workers, "corpus", quiet=quiet)
     statistics = _statistics(plan, parts, measured, config.processes)
     write_text(folder / STATISTICS, json.dumps(statistics, indent=2, ensure_ascii=False) + "\n")
     content = hashlib.sha256(b"".join(hashlib.sha256(part.path.read_bytes()).digest() for part in parts)).hexdigest()
     made = inputs | {"codebook": codebook.fingerprint, "shards": content[:16]}
     told = {
-        name: source.tasks for source in config.sources if source.tasks is not None for name in source_names(source)
+        name: source.serves for source in config.sources if source.serves is not None for name in source_names(source)
     }
     write_manifest(folder, "corpus", _settings(config) | {"shards": len(parts), "tasks": told}, made)
 
@@ -169,13 +175,14 @@ def _clear(folder: Path) -> None:
 def _statistics(plan: Plan, parts: list[Part], measured: Measured, processes: int) -> dict[str, Any]:
     skipped: list[tuple[str, str]] = []
     splits: list[str] = []
-    seconds, timed, kept, written, spoken = 0.0, 0, 0, 0, 0
+    seconds, timed, kept, written, spoken, imagined = 0.0, 0, 0, 0, 0, 0
     for part in parts:
         file = pq.ParquetFile(part.path)
         skipped += json.loads(file.schema_arrow.metadata[SKIPPED])
         table = file.read(columns=["split", "text", "units", "seconds", "word_starts", "audio"])
         splits += table["split"].to_pylist()
         seconds += sum(table["seconds"].to_pylist())
+        imagined += pc.sum(pc.and_(pc.is_valid(table["units"]), pc.equal(table["seconds"], 0.0))).as_py() or 0
         timed += len(table) - table["word_starts"].null_count
         kept += len(table) - table["audio"].null_count
         written += table["units"].null_count
@@ -191,6 +198,7 @@ def _statistics(plan: Plan, parts: list[Part], measured: Measured, processes: in
         "with_audio": kept,
         "text_only": written,
         "speech_only": spoken,
+        "imagined": imagined,
         "hours": round(seconds / 3600, 4),
         "processes": processes,
         "hours_of_audio_per_hour": round(measured.rate, 1),

@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 
 from sparq.artifacts import Manifest, read_manifest, require_match
 from sparq.corpus.plan import Split
-from sparq.corpus.shard import SCHEMA
+from sparq.corpus.table import SCHEMA
 from sparq.corpus.utterance import Utterance
 from sparq.errors import UserError
 from sparq.schema import did_you_mean
@@ -102,6 +102,7 @@ class Corpus:
             f"in {told['processes']} processes"
         )
         alone = [f"{told[f'{kind}_only']} of {kind} alone" for kind in ("speech", "text") if told.get(f"{kind}_only")]
+        alone += [f"{told['imagined']} read in imagination"] if told.get("imagined") else []
         line += f"; {', '.join(alone)}" if alone else ""
         skipped = told["skipped"]
         return line + (f"; {len(skipped)} skipped, such as {' ('.join(skipped[0].values())})" if skipped else "")

@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from sparq.artifacts import fingerprint
+from sparq.artifacts import fingerprint, read_manifest
+from sparq.assets import resolve
 from sparq.config import AugmentationConfig, CorpusConfig, SourceConfig
 from sparq.corpus.recording import Recording
 from sparq.corpus.sentences import chance_of, choose, cut_phrases, read_sentences, sentence_key, source_names
@@ -42,10 +43,11 @@ class Item:
         start, seconds, channel: what of the recording it is (:class:`sparq.corpus.recording.Recording`).
         voice: the teacher, or None for a recording and for text alone.
         speed: the teacher's.
-        seed: of the noise in the teacher's voice.
+        seed: of the noise in the teacher's voice, or of what is imagined.
         keep_audio: whether the corpus keeps the waveform.
         disturbance: what happens to the waveform, or None.
         views: in how many ways it is heard.
+        readers: the corpus whose readers read the text in imagination, or None.
     """
 
     id: str
@@ -63,6 +65,7 @@ class Item:
     keep_audio: bool = False
     disturbance: Disturbance | None = None
     views: int = 1
+    readers: Path | None = None
 
     @property
     def heard(self) -> bool:
@@ -90,8 +93,9 @@ class Plan:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Hash of all items; a recording counts by its path and size, disturbance and views where there are any."""
-        apart = ("audio", "disturbance", "views")
+        """Hash of all items; recordings count by path and size; disturbance, views and readers where there are any."""
+        apart = ("audio", "disturbance", "views", "readers")
+        readers = {its: read_manifest(its, "corpus").fingerprint for its in self.readers}
         names = [field.name for field in dataclasses.fields(Item) if field.name not in apart]
         rows = [
             [
@@ -99,10 +103,16 @@ class Plan:
                 item.audio and [str(item.audio), item.audio.stat().st_size],
                 *(dataclasses.astuple(item.disturbance) if item.disturbance else ()),
                 *(("views", item.views) if item.views > 1 else ()),
+                *(("readers", readers[item.readers]) if item.readers else ()),
             ]
             for item in self.items
         ]
         return fingerprint(rows)
+
+    @property
+    def readers(self) -> list[Path]:
+        """The corpora whose readers read in imagination."""
+        return sorted({item.readers for item in self.items if item.readers is not None})
 
     def to_fit(self, count: int) -> tuple[Item, ...]:
         """Give the first ``count`` training items with speech, spread over the sources, to fit a codebook on."""
@@ -205,10 +215,12 @@ def _item(
     item = Item(f"{name}/{sentence.id}{rendering}", name, split, text, sentence.speaker)
     if source.kind == "text-only":
         return item
+    seed = int.from_bytes(hashlib.sha256(f"{config.seed}/{item.id}".encode()).digest()[:4], "little")
+    if source.readers is not None:
+        return dataclasses.replace(item, readers=resolve(source.readers), seed=seed)
     if source.kind != "text":
         start, seconds, channel = sentence.start, sentence.seconds, sentence.channel
         return dataclasses.replace(item, audio=sentence.audio, start=start, seconds=seconds, channel=channel)
-    seed = int.from_bytes(hashlib.sha256(f"{config.seed}/{item.id}".encode()).digest()[:4], "little")
     speed = chance_of(config, f"{item.id}/speed").choice(source.speeds)
     chance = chance_of(config, f"{item.id}/voice")
     voice = chance.choice(members(chance.choice(source.voices)))

@@ -15,7 +15,9 @@ import numpy as np
 import pyarrow as pa
 import soundfile
 
+from sparq.corpus.imagined import load_readers
 from sparq.corpus.plan import Item
+from sparq.corpus.table import SCHEMA, SKIPPED
 from sparq.errors import UserError
 from sparq.speech.audio import RATE, load_audio
 from sparq.speech.augmentation import disturb
@@ -25,23 +27,6 @@ from sparq.speech.views import other_views
 from sparq.speech.voice import Utterance, Voice
 from sparq.speech.voices import load_voice
 
-SCHEMA = pa.schema(
-    [
-        ("id", pa.string()),
-        ("source", pa.string()),
-        ("split", pa.string()),
-        ("text", pa.string()),  # or null
-        ("speaker", pa.string()),
-        ("disturbed", pa.bool_()),
-        ("seconds", pa.float64()),
-        ("units", pa.list_(pa.uint16())),  # raw: one a frame; null where there is text alone
-        ("word_starts", pa.list_(pa.int32())),  # first frame of each word of text.split(), or null
-        ("word_ends", pa.list_(pa.int32())),  # the frame after its last
-        ("audio", pa.binary()),  # 16 kHz FLAC, or null
-        ("views", pa.list_(pa.list_(pa.uint16()))),  # raw units of the other ways in which it was heard, or null
-    ]
-)
-SKIPPED = b"sparq.skipped"  # key of the table's metadata: JSON list of [id, reason]
 _SPEECH = (
     "audio",
     "start",
@@ -56,10 +41,11 @@ _TOGETHER = 32  # utterances held in memory at a time
 
 _voice = functools.cache(load_voice)
 cached_encoder = functools.cache(load_encoder)
+_readers = functools.cache(load_readers)
 
 
 def build_shard(items: Sequence[Item], codebook: Codebook) -> pa.Table:
-    """Voice or read utterances, and make units of them; text alone stays as it is.
+    """Voice or read utterances, and make units of them; text is read in imagination, or stays as it is.
 
     Args:
         items: from a plan.
@@ -84,14 +70,24 @@ def build_shard(items: Sequence[Item], codebook: Codebook) -> pa.Table:
             views = None
             if said is not None and item.views > 1:
                 (views,) = other_views(extractor, [said.waveform], item.views)
+            starts: Sequence[int] | np.ndarray | None
+            ends: Sequence[int] | np.ndarray | None
             starts, ends = _word_frames(said, item.text, encoder)
+            speaker = item.speaker
+            if item.readers is not None:
+                imagined = _readers(item.readers).read(item.text or "", np.random.default_rng(item.seed))
+                if imagined is None:
+                    skipped.append((item.id, f"{item.readers}: no reader says such phones"))
+                    continue
+                speaker, its_units = imagined.reader, imagined.units.astype(np.uint16)
+                starts, ends = imagined.starts, imagined.ends
             rows.append(
                 {
                     "id": item.id,
                     "source": item.source,
                     "split": item.split,
                     "text": item.text,
-                    "speaker": item.speaker,
+                    "speaker": speaker,
                     "disturbed": item.disturbance is not None,
                     "seconds": 0.0 if said is None else len(said.waveform) / RATE,
                     "units": its_units,

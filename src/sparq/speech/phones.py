@@ -19,6 +19,9 @@ from sparq.speech.audio import RATE
 from sparq.speech.encoder import Encoder
 
 PAUSE = "|"
+BREAKS = WORD, MARK, END = " ", ",", "."
+"""What stands between phones where it matters what: the end of a word, a mark of punctuation, the ends of the text."""
+
 _STRESS, _LENGTH = "ˈˌ", "ː"
 
 
@@ -57,17 +60,30 @@ def pronounce(text: str) -> tuple[str, ...]:
     Raises:
         UserError: the package hibari-tts is not installed.
     """
+    return tuple(PAUSE if symbol in BREAKS else symbol for symbol in phones_and_breaks(text))
+
+
+def phones_and_breaks(text: str) -> tuple[str, ...]:
+    """Return the phones of an English text, one of :data:`BREAKS` between words and :data:`END` at both ends.
+
+    Raises:
+        UserError: the package hibari-tts is not installed.
+    """
     known = phonemiser()
-    symbols = [PAUSE]
+    found = [END]
     for sentence in known.phonemize(text):
-        symbols += [*(symbol for symbol in sentence if symbol in known.vocab), PAUSE]
-    phones: list[str] = []
-    for symbol in symbols:
-        if symbol not in _STRESS + _LENGTH:
-            phone = symbol if symbol.isalpha() else PAUSE
-            if phone != PAUSE or not phones or phones[-1] != PAUSE:
-                phones.append(phone)
-    return tuple(phones)
+        for symbol in (*(symbol for symbol in sentence if symbol in known.vocab), MARK):
+            if symbol in _STRESS + _LENGTH:
+                continue
+            if symbol.isalpha():
+                found.append(symbol)
+            elif found[-1] not in BREAKS:
+                found.append(WORD if symbol.isspace() else MARK)
+            elif found[-1] == WORD and not symbol.isspace():
+                found[-1] = MARK
+    if found[-1] in BREAKS:
+        found.pop()
+    return (*found, END)
 
 
 def timed_phones(symbols: Sequence[str], ends: Sequence[float] | np.ndarray) -> list[Phone]:
