@@ -75,7 +75,7 @@ def card(sink: str, kept: dict[str, Any]) -> Card:
         columns=[COLUMNS[source] for source in found],
         measured={name: [scores[key] for scores in found.values()] for name, key in MEASURES.items()},
         measured_on=(
-            f"On {counts}; beam of {kept['beam']} in each of four views to listen, the best heard of five draws to "
+            f"On {counts}; beam of {kept['beam']} that four views score together to listen, the best heard of five draws to "
             "speak; the judge of speech is Moonshine tiny."
         ),
         limits=[

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -19,7 +20,8 @@ from sparq.config import AttentionConfig
 from sparq.errors import UserError
 from sparq.language import listening, speaking, speech_lm
 from sparq.language.alignment import word_times
-from sparq.language.generation import GenerationOptions, beam_search, candidates, generate
+from sparq.language.generation import GenerationOptions, beam_search, generate
+from sparq.language.joint_search import search_together
 from sparq.language.rescoring import Rescoring, best_texts
 from sparq.language.speech_lm import Limits, SpeechLM
 from sparq.language.tasks import TASKS, continuation_prompt, prompt
@@ -336,7 +338,7 @@ def test_the_silence_before_a_recording_counts_in_no_time(lm, monkeypatch):
         assert said.end == pytest.approx(max(0, one.end - 0.2))
 
 
-def test_what_a_beam_finds_in_any_view_is_weighed_by_all(lm):
+def test_beams_are_scored_by_all_views_and_their_texts_weighed_by_all(lm):
     wave = sound(3)
     piece = led(*pieces_of(wave, 9))
     extractor = UnitExtractor(Loudness(), lm.codebook)
@@ -345,8 +347,8 @@ def test_what_a_beam_finds_in_any_view_is_weighed_by_all(lm):
     assert len(views) == 3
     options, task = beam_search(8), TASKS["asr"]
     prompts = [prompt(task, lm.vocabulary, one) for one in (units, *views)]
-    found = candidates(lm.model, lm.vocabulary, prompts, task.target, options)
-    texts = [lm.vocabulary.decode_text(ids) for answers in found for ids in answers[:4]]
+    (found,) = search_together(lm.model, lm.vocabulary, [prompts], task.target, options)
+    texts = [lm.vocabulary.decode_text(ids) for ids in found]
     expected = best_texts(lm.model, lm.vocabulary, [units], [texts], Rescoring(), [views])
     assert lm.write_down([units], options, views=[views]) == expected
     assert [lm.transcribe(wave, options)] == expected  # four, unless another number is asked for
@@ -357,7 +359,7 @@ def test_what_a_beam_finds_in_any_view_is_weighed_by_all(lm):
 
 def test_recordings_are_transcribed_with_a_beam_unless_told_otherwise(lm, monkeypatch):
     asked = []
-    search = "sparq.language.listening.candidates"
+    search = "sparq.language.listening.search_together"
     monkeypatch.setattr(search, lambda *given, **_: asked.append(given[-1]) or [[[]] for _ in given[2]])
     lm.transcribe(sound(2))
     lm.transcribe(sound(2), views=1)
@@ -387,7 +389,9 @@ def test_long_recordings_are_cut_and_joined(make):
 def test_what_a_model_hears_fits_its_positions(make, monkeypatch):
     lm = make("gpt2", positions=128, limits=Limits(seconds=30))
     heard = []
-    monkeypatch.setattr(listening, "candidates", lambda *a, **_: heard.extend(a[2]) or [[[]] for _ in a[2]])
+    monkeypatch.setattr(
+        listening, "search_together", lambda *a, **_: heard.extend(itertools.chain(*a[2])) or [[[]] for _ in a[2]]
+    )
     lm.transcribe(sound(20))
     assert len(heard) > 1
     assert all(len(ids) <= 128 // 2 + 2 for ids in heard)

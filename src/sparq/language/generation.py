@@ -209,24 +209,16 @@ def _search(
 ) -> list[list[list[int]]]:
     """Search as `generate` says, for so many answers to each; a draw is which prompt of a call, and which time."""
     base: Any = base_model(model)
-    context = int(base.config.max_position_embeddings)
-    for index, prompt in enumerate(prompts):
-        if not prompt:
-            raise UserError(f"prompt {index}: is empty")
-        if len(prompt) >= context:
-            raise UserError(f"prompt {index}: has {len(prompt)} pieces, but the model has only {context} positions")
-    # An output layer may be wider than the vocabulary (some are padded to a multiple of 64).
-    width = base.get_output_embeddings().weight.shape[0]
-    allowed = torch.zeros(width, dtype=torch.bool, device=base.device)
-    allowed[: vocabulary.size] = torch.from_numpy(vocabulary.allowed(target))
+    context = require_room(base, prompts)
+    allowed = allowed_ids(base, vocabulary, target)
     found: list[list[list[int]]] = [[] for _ in prompts]
     with _ready(base):
-        for chosen in _batches([len(prompt) for prompt in prompts], batch, context - options.max_pieces):
+        for chosen in batches([len(prompt) for prompt in prompts], batch, context - options.max_pieces):
             room = min(options.max_pieces, context - len(prompts[chosen[-1]]))
             processors: list[LogitsProcessor] = [_Held(allowed)]
             if options.method == "sample":
                 processors += _sampling(options, [draws[index] for index in chosen])
-            ids, mask = _padded([prompts[index] for index in chosen], vocabulary.pad_id, base.device)
+            ids, mask = left_padded([prompts[index] for index in chosen], vocabulary.pad_id, base.device)
             made = base.generate(
                 input_ids=ids,
                 attention_mask=mask,
@@ -240,7 +232,31 @@ def _search(
     return found
 
 
-def _batches(lengths: Sequence[int], size: int, unclipped: int) -> Iterator[list[int]]:
+def require_room(model: Any, prompts: Sequence[Sequence[int]]) -> int:
+    """Return how many positions a model has.
+
+    Raises:
+        UserError: a prompt is empty or leaves no position to generate at.
+    """
+    context = int(model.config.max_position_embeddings)
+    for index, prompt in enumerate(prompts):
+        if not prompt:
+            raise UserError(f"prompt {index}: is empty")
+        if len(prompt) >= context:
+            raise UserError(f"prompt {index}: has {len(prompt)} pieces, but the model has only {context} positions")
+    return context
+
+
+def allowed_ids(model: Any, vocabulary: Vocabulary, target: Modality) -> Tensor:
+    """Say which of a model's outputs may come next, bool [outputs]."""
+    # An output layer may be wider than the vocabulary (some are padded to a multiple of 64).
+    width = model.get_output_embeddings().weight.shape[0]
+    allowed = torch.zeros(width, dtype=torch.bool, device=model.device)
+    allowed[: vocabulary.size] = torch.from_numpy(vocabulary.allowed(target))
+    return allowed
+
+
+def batches(lengths: Sequence[int], size: int, unclipped: int) -> Iterator[list[int]]:
     """Cut the order by length into batches.
 
     Where the model's positions may end before ``max_pieces`` (prompts longer than ``unclipped``), all of a batch must
@@ -256,7 +272,7 @@ def _batches(lengths: Sequence[int], size: int, unclipped: int) -> Iterator[list
         yield chosen
 
 
-def _padded(prompts: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def left_padded(prompts: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Pad on the left: ids and attention mask, int64 [prompts, longest]."""
     longest = max(len(prompt) for prompt in prompts)
     ids = torch.tensor([[pad_id] * (longest - len(prompt)) + list(prompt) for prompt in prompts], device=device)

@@ -10,6 +10,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,6 +18,7 @@ from transformers import PreTrainedModel
 
 from sparq.language.alignment import word_times
 from sparq.language.generation import GenerationOptions, beam_search, candidates
+from sparq.language.joint_search import search_together
 from sparq.language.likelihood import log_likelihoods
 from sparq.language.rescoring import WITH_PRIOR, Rescoring, best_texts
 from sparq.language.tasks import IGNORED, TASKS, example, prompt
@@ -30,9 +32,9 @@ from sparq.speech.voice import Word
 if TYPE_CHECKING:
     from sparq.language.speech_lm import SpeechLM
 
-LISTENING, LISTENING_IN_VIEWS = beam_search(8), beam_search(4)
-"""How speech is written down that is heard in one way, and in each of several: what was said has one right answer, and
-a wrong piece spoils those after it."""
+LISTENING, LISTENING_IN_VIEWS, LISTENING_WITH_PRIOR = beam_search(8), beam_search(4), beam_search(8)
+"""How speech is written down that is heard in one way, in several, and in several where a prior chooses: what was said
+has one right answer, and a wrong piece spoils those after it."""
 
 BATCH = 16
 _LEAD = 0.2  # seconds of silence before a recording that begins with speech; other stretches keep as much of their own
@@ -120,17 +122,18 @@ def write_down(
     batch: int = BATCH,
 ) -> list[str]:
     """Write down what is said in raw units; see ``SpeechLM.write_down``."""
-    options = options or (LISTENING_IN_VIEWS if any(views or ()) else LISTENING)
+    if options is None:
+        in_views = LISTENING_WITH_PRIOR if lm.prior else LISTENING_IN_VIEWS
+        options = in_views if any(views or ()) else LISTENING
     task, vocabulary = TASKS["asr"], lm.vocabulary
     ways = [(one, *others) for one, others in zip(units, views or [()] * len(units), strict=True)]
-    prompts = [prompt(task, vocabulary, one) for heard in ways for one in heard]
-    found = iter(candidates(lm.model, vocabulary, prompts, task.target, options, batch=batch))
-    texts = []
-    for heard in ways:
-        # About as many texts are weighed for several ways as for one.
-        kept = options.answers if len(heard) == 1 or lm.prior else options.answers // len(heard) + 2
-        answers = [ids for _ in heard for ids in next(found)[:kept]]
-        texts.append([vocabulary.decode_text(ids) for ids in answers])
+    prompts = [[prompt(task, vocabulary, one) for one in heard] for heard in ways]
+    if options.method == "sample":  # each way draws for itself
+        drawn = iter(candidates(lm.model, vocabulary, list(chain(*prompts)), task.target, options, batch=batch))
+        found = [list(chain(*(next(drawn) for _ in heard))) for heard in ways]
+    else:
+        found = search_together(lm.model, vocabulary, prompts, task.target, options, batch=batch)
+    texts = [[vocabulary.decode_text(ids) for ids in answers] for answers in found]
     weights = rescoring or (WITH_PRIOR if lm.prior else Rescoring())
     return best_texts(lm.model, vocabulary, units, texts, weights, views, lm.prior)
 

@@ -231,8 +231,8 @@ class SpeechLM:
             units: none of them empty.
             options: how pieces are chosen; a beam of 8 if None, of 4 if there are views.
             rescoring: how the texts that a beam ends with are weighed again; None for its defaults.
-            views: units of each utterance heard in other ways (:mod:`sparq.speech.views`), none of them empty. What a
-                beam finds in any of them is weighed by all. None for no other.
+            views: units of each utterance heard in other ways (:mod:`sparq.speech.views`), none of them empty: beams
+                are scored by all of them (:mod:`sparq.language.joint_search`). None for no other.
             batch: utterances searched at once; what comes out does not depend on it.
         """
         return write_down(self, units, options, rescoring, views=views, batch=batch)

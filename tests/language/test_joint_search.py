@@ -1,0 +1,101 @@
+"""The joint search against transformers' search, and against all answers there are."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from test_generation import BEAM, SPEECH, TEXT, Small, log_probabilities, plain_greedy, prompts_of
+
+from sparq.attention import install
+from sparq.errors import UserError
+from sparq.language.generation import GenerationOptions, candidates
+from sparq.language.joint_search import search_together
+from sparq.language.tasks import TASKS, prompt
+
+OPTIONS = [
+    BEAM,
+    GenerationOptions(method="beam", beams=3, length_penalty=0.7, max_pieces=9),
+    GenerationOptions(method="beam", beams=5, min_pieces=4, max_pieces=6),
+    GenerationOptions(max_pieces=10),
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda o: f"{o.answers}-{o.length_penalty}-{o.min_pieces}")
+@pytest.mark.parametrize("kind", ["llama", "opt", "gpt2"])
+@pytest.mark.parametrize("target", [TEXT, SPEECH])
+def test_with_one_prompt_it_is_the_search_of_transformers(make_tiny, joint_vocabulary, kind, target, options):
+    model = make_tiny(kind, joint_vocabulary)
+    prompts = prompts_of(joint_vocabulary, target)
+    expected = candidates(model, joint_vocabulary, prompts, target, options)
+    for batch in (1, 2, 16):
+        groups = [[one] for one in prompts]
+        assert search_together(model, joint_vocabulary, groups, target, options, batch=batch) == expected
+
+
+@pytest.mark.parametrize("penalty", [0.0, 0.5, 1.0, 2.0])
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_a_wide_beam_finds_what_all_prompts_find_best_in_the_mean(make_tiny, penalty, seed):
+    vocabulary, most = Small(), 4
+    model = make_tiny("llama", vocabulary)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(seed)), alpha=0.3)
+    prompts = [[1, 4], [2, 2, 4], [3, 1, 2, 4]]
+    scores = {}
+    for length in range(1, most + 1):
+        for answer in itertools.product((2, 3), repeat=length):
+            tail = [*answer, 5] if length < most else list(answer)
+            chains = [
+                sum(float(log_probabilities(model, one + tail[:i])[tail[i]]) for i in range(len(tail)))
+                for one in prompts
+            ]
+            scores[answer] = np.mean(chains) / len(tail) ** penalty
+    ranked = sorted(scores, key=scores.__getitem__, reverse=True)
+    options = GenerationOptions(method="beam", beams=20, length_penalty=penalty, max_pieces=most)
+    (found,) = search_together(model, vocabulary, [prompts], SPEECH, options)
+    assert [tuple(its) for its in found[:3]] == ranked[:3]
+    each = candidates(model, vocabulary, prompts, SPEECH, options)
+    assert len({tuple(its[0]) for its in each}) > 1 or seed != 1, "the prompts should disagree"
+
+
+@pytest.mark.parametrize("sink", ["none", "zero", "max"])
+def test_what_comes_out_does_not_depend_on_the_batch(make_tiny, joint_vocabulary, sink):
+    model = install(make_tiny("llama", joint_vocabulary), sink)
+    random = np.random.default_rng(0)
+    groups = [
+        [prompt(TASKS["asr"], joint_vocabulary, random.integers(0, 12, n + more)) for more in range(count)]
+        for n, count in ((3, 2), (9, 1), (5, 3), (4, 2), (12, 2))
+    ]
+    found = [search_together(model, joint_vocabulary, groups, TEXT, BEAM, batch=batch) for batch in (1, 4, 64)]
+    assert found[0] == found[1] == found[2]
+    assert [search_together(model, joint_vocabulary, [one], TEXT, BEAM)[0] for one in groups] == found[0]
+
+
+def test_prompts_that_are_the_same_change_nothing_and_a_beam_of_one_is_greedy(make_tiny, joint_vocabulary):
+    model = make_tiny("llama", joint_vocabulary)
+    prompts = prompts_of(joint_vocabulary, TEXT)
+    alone = search_together(model, joint_vocabulary, [[one] for one in prompts], TEXT, BEAM)
+    assert search_together(model, joint_vocabulary, [[one] * 3 for one in prompts], TEXT, BEAM) == alone
+    found = search_together(model, joint_vocabulary, [[one] for one in prompts], TEXT, GenerationOptions(max_pieces=8))
+    assert found == [[plain_greedy(model, joint_vocabulary, one, TEXT, 8)] for one in prompts]
+
+
+def test_the_search_stops_where_positions_end(make_tiny, joint_vocabulary):
+    model = make_tiny("llama", joint_vocabulary)
+    positions = model.config.max_position_embeddings
+    long = [*prompts_of(joint_vocabulary, TEXT)[0]]
+    long = long[:1] * (positions - 3 - len(long)) + long
+    short = prompts_of(joint_vocabulary, TEXT)[1]
+    options = GenerationOptions(method="beam", beams=3, min_pieces=40, max_pieces=50)
+    (both, one) = search_together(model, joint_vocabulary, [[long, short], [short]], TEXT, options)
+    assert {len(its) for its in both} == {3}
+    assert all(len(its) >= 40 for its in one)
+
+
+def test_prompts_that_cannot_be_continued(make_tiny, joint_vocabulary):
+    model = make_tiny("llama", joint_vocabulary)
+    with pytest.raises(UserError, match="prompt 1: is empty"):
+        search_together(model, joint_vocabulary, [[[1], []]], TEXT, BEAM)
