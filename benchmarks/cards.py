@@ -47,8 +47,9 @@ def card(sink: str, kept: dict[str, Any]) -> Card:
         licence="apache-2.0",
         licence_note=(
             "Of what it learnt from, sentences of LibriTTS and VCTK are CC BY 4.0, those of LJ Speech in the public "
-            "domain as the novels are, recordings of Kathleen CC0 and of AN4 under a BSD-style licence. The encoder "
-            "(Moonshine, MIT) and the judge are not part of it."
+            "domain as the novels and the addresses are, recordings of Kathleen CC0 and of AN4 under a BSD-style "
+            "licence; what WordNet says of words is used under its own (WordNet 3.1, Princeton University). The "
+            "encoder (Moonshine, MIT) and the judge are not part of it."
         ),
         usage=[f"sparq transcribe recording.wav --model speechlm-{sink}", "sparq speak 'It is late.' -o late.wav"],
         data={
@@ -56,9 +57,12 @@ def card(sink: str, kept: dict[str, Any]) -> Card:
             "the voices hibari and flite at three speeds, by 26 of Kokoro's speakers and by Piper's joe; the "
             "recordings of Kathleen and AN4, in six copies; half of it disturbed (rooms, noise, telephone). Then 72 "
             "more: sentences of eleven old novels (39 hours), words out of a dictionary (12), some of the former; at "
-            "last 12 hours of all of these and new sentences of LibriTTS by the same voices",
+            "last 17 hours of all of these and new sentences of LibriTTS by the same voices",
+            "read in imagination": "1.7 million words, as the readers of the last 17 hours would have said them, to be "
+            "understood alone: more novels and addresses of presidents, WordNet's examples and glosses "
+            "(benchmarks/free_texts.py), words out of a dictionary, and sentences of the former texts",
             "units": "Moonshine tiny, layers 3 to 6, phonetic with a refined classifier, 100 clusters, runs merged; "
-            "refined a second time before the last 12 hours",
+            "refined a second time before the last 17 hours",
             "vocabulary": "1,000 SentencePiece pieces over letters and units",
             "never trained on": "LJ Speech test sentences, Kathleen's last 132 prompts",
         },
@@ -69,14 +73,15 @@ def card(sink: str, kept: dict[str, Any]) -> Card:
             "the mean that had been made by then, 6.3 million and (of 115 of all hours) 5.3 million",
             "branches": "of 60 hours 1.6 million pieces, of the later ones 1.25 and 0.85 million, of all 0.85, each "
             "with its own attention, learning rate falling to 0",
-            "at last": "the mean of the four branches; each then went on for 1.9 million pieces, the last 12 hours "
-            "among them five times, and what ships is the mean of before and after (sparq export --average)",
+            "then": "the mean of the four branches; each went on for 1.9 million pieces, 12 of the last 17 hours among "
+            "them five times, and the mean of before and after was taken",
+            "at last": "MEASURED",
         },
         columns=[COLUMNS[source] for source in found],
         measured={name: [scores[key] for scores in found.values()] for name, key in MEASURES.items()},
         measured_on=(
-            f"On {counts}; beam of {kept['beam']} that four views score together to listen, the best heard of five draws to "
-            "speak; the judge of speech is Moonshine tiny."
+            f"On {counts}; a beam of {kept['beam']} that four views score together to listen, the best heard of five "
+            "draws to speak; the judge of speech is Moonshine tiny."
         ),
         limits=[
             "It learnt mostly from synthetic voices and read sentences; free conversation it understands badly.",

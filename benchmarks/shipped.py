@@ -72,7 +72,7 @@ def main() -> None:
     parser.add_argument("sources", nargs="+")
     parser.add_argument("--models", default="speechlm-{sink}", help="a shipped name or a folder, with {sink} in it")
     parser.add_argument("--sentences", type=int, default=200, help="of each source, at most")
-    parser.add_argument("--beam", type=int, default=LISTENING_IN_VIEWS.beams, help="in each view that the corpus has")
+    parser.add_argument("--beam", type=int, default=LISTENING_IN_VIEWS.beams, help="scored by all of a corpus' views")
     parser.add_argument("--processes", type=int, default=2, help="models at work side by side")
     parser.add_argument("--output", type=Path, required=True)
     given = parser.parse_args()

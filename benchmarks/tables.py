@@ -53,8 +53,8 @@ def shipped(kept: dict[str, Any]) -> str:
             rows.append([what, utterances, task, *(number(measured[sink][name], 1) for sink in SINKS)])
     before = (
         "Word error rates in percent, on what they never saw ([JSON](results/shipped_models.json); they listen in "
-        f"four views that score a beam of {kept['beam']} together, weigh again what it finds, and speak what they hear best "
-        "of five draws):"
+        f"four views that score a beam of {kept['beam']} together, weigh again what it finds, and speak what they hear "
+        "best of five draws):"
     )
     alone = kept["resynthesis_wer"]
     after = (
