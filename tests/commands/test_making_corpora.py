@@ -37,3 +37,13 @@ def test_corpus_of_recordings(sparq, tiny_run, tmp_path):
     code, out, _ = sparq(*asked)  # complete
     assert code == 0
     assert out.startswith("made: 2 utterances (1 to train on, 1 held out)")
+
+
+def test_texts_read_in_imagination(sparq, tiny_run, corpus, tmp_path):
+    """By the readers of a corpus, in its units, unless a codebook is named."""
+    (tmp_path / "more.txt").write_text("Come back soon.\n")
+    code, _, err = sparq("corpus", "more.txt", "--kind", "imagined", "--readers", "nowhere", "-o", "made")
+    assert (code, "nowhere: not a SpARQ corpus folder" in err) == (2, True)
+    asked = ("corpus", "more.txt", "--kind", "imagined", "--readers", corpus, "-o", "made", "--processes", 1)
+    code, out, _ = sparq(*asked, "--json")
+    assert (code, json.loads(out)["imagined"], json.loads(out)["skipped"]) == (0, 1, [])

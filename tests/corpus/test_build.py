@@ -518,6 +518,14 @@ def test_imagination_needs_readers_of_the_same_units(config, corpus, read, tmp_p
         build_corpus(dataclasses.replace(settings, sources=(source,)), tmp_path / "c", quiet=True)
 
 
+def test_a_corpus_of_imagined_speech_has_no_readers(config, read, tmp_path):
+    path = tmp_path / "texts.txt"
+    path.write_text("Nobody was found there.\n")
+    made = build_corpus(imagining(config, read, path), tmp_path / "first", quiet=True)
+    with pytest.raises(UserError, match=r"first: has no readers .expected speech with its text"):
+        build_corpus(imagining(config, made, path), tmp_path / "second", quiet=True)
+
+
 def test_what_no_reader_can_say_is_left_out_and_named(config, read, tmp_path):
     path = tmp_path / "texts.txt"
     path.write_text("Nobody was found there.\nA beige mirage.\n")  # none of the sentences has such a sound

@@ -34,6 +34,7 @@ def add_corpus(made: Any) -> None:
 
 def corpus(given: argparse.Namespace) -> None:
     """Make a corpus."""
+    from sparq.artifacts import read_manifest
     from sparq.config import CorpusConfig
     from sparq.corpus.build import build_corpus
     from sparq.corpus.codebook import load_codebook
@@ -44,7 +45,10 @@ def corpus(given: argparse.Namespace) -> None:
     same |= {"readers": given.readers} if given.readers else {}
     sources = [{"path": path, **same} for path in given.paths]
     defaults: dict[str, Any] = {"sources": sources, "processes": given.processes}
-    name = given.codebook or (given.readers and str(Path(given.readers) / CODEBOOK))
+    name = given.codebook
+    if given.readers and not name:
+        read_manifest(Path(given.readers), "corpus")  # refuses what is none
+        name = str(Path(given.readers) / CODEBOOK)
     if name:
         book = load_codebook(name)
         defaults |= {

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from sparq.corpus.corpus import Corpus
+from sparq.errors import UserError
 from sparq.speech.imagined import ImaginedReaders, Told
 
 _OFTEN = 200  # utterances of one speaker; those who say less are one reader with all of their source
@@ -26,6 +27,8 @@ def load_readers(folder: Path) -> ImaginedReaders:
     table = corpus.table
     spoken = pc.and_(pc.is_valid(table["text"]), pc.greater(table["seconds"], 0.0))  # imagined speech has no seconds
     told = table.filter(pc.and_(pc.equal(table["split"], "train"), spoken))
+    if not len(told):
+        raise UserError(f"{folder}: has no readers (expected speech with its text to train on)")
     chosen = np.random.default_rng(0).permutation(len(told))[:_ENOUGH]
     rows = told.take(chosen).select(["speaker", "source", "disturbed", "text", "units"]).to_pylist()
     said = Counter(row["speaker"] for row in rows)
