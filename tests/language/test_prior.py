@@ -102,7 +102,7 @@ def test_it_judges_all_that_a_wider_beam_finds(monkeypatch):
     )
     write_down(lm, units, views=views)
     ((((texts,), (weights, _, prior))),) = told
-    assert len(texts) == 8
+    assert len(texts) == 12
     assert weights == WITH_PRIOR
     assert prior is lm.prior
     write_down(lm, units, rescoring=Rescoring(0, 1), views=views)

@@ -32,7 +32,7 @@ from sparq.speech.voice import Word
 if TYPE_CHECKING:
     from sparq.language.speech_lm import SpeechLM
 
-LISTENING, LISTENING_IN_VIEWS, LISTENING_WITH_PRIOR = beam_search(8), beam_search(4), beam_search(8)
+LISTENING, LISTENING_IN_VIEWS, LISTENING_WITH_PRIOR = beam_search(8), beam_search(4), beam_search(12)
 """How speech is written down that is heard in one way, in several, and in several where a prior chooses: what was said
 has one right answer, and a wrong piece spoils those after it."""
 

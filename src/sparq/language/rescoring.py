@@ -65,7 +65,7 @@ class Rescoring:
         return {task: weight for task, weight in weights.items() if weight}
 
 
-WITH_PRIOR = Rescoring(channel=0.3, prior=0.4)
+WITH_PRIOR = Rescoring(channel=0.4, prior=0.5)
 """The weights where another language model gives log p(text)."""
 
 
