@@ -511,7 +511,7 @@ def test_imagination_needs_readers_of_the_same_units(config, corpus, read, tmp_p
     with pytest.raises(ArtifactMismatchError, match="what is imagined was made for"):
         build_corpus(mixed, tmp_path / "a", quiet=True)
     plain = dataclasses.replace(imagining(config, corpus, path), encoder=config.encoder)
-    with pytest.raises(UserError, match="readers: have plain units"):
+    with pytest.raises(UserError, match=r"corpus: readers: have plain units"):
         build_corpus(plain, tmp_path / "b", quiet=True)
     source = dataclasses.replace(settings.sources[0], readers=str(tmp_path / "nowhere"))
     with pytest.raises(UserError, match="nowhere"):

@@ -170,7 +170,7 @@ class SourceConfig:
     @property
     def serves(self) -> tuple[str, ...] | None:
         """The tasks that its utterances are meant for; None for all that they can serve."""
-        return _ONLY["imagined"] if self.kind == "imagined" and self.tasks is None else self.tasks
+        return _ONLY.get(self.kind) if self.tasks is None else self.tasks
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
@@ -32,15 +33,13 @@ def load_readers(folder: Path) -> ImaginedReaders:
     chosen = np.random.default_rng(0).permutation(len(told))[:_ENOUGH]
     rows = told.take(chosen).select(["speaker", "source", "disturbed", "text", "units"]).to_pylist()
     said = Counter(row["speaker"] for row in rows)
-    return ImaginedReaders.learn(
-        corpus.codebook,
-        (
-            Told(
-                ("disturbed " if row["disturbed"] else "")
-                + (row["speaker"] if row["speaker"] and said[row["speaker"]] >= _OFTEN else row["source"]),
-                row["text"],
-                np.array(row["units"], np.int64),
-            )
-            for row in rows
-        ),
-    )
+
+    def reader(row: dict[str, Any]) -> str:
+        name = row["speaker"] if row["speaker"] and said[row["speaker"]] >= _OFTEN else row["source"]
+        return f"disturbed {name}" if row["disturbed"] else name
+
+    utterances = (Told(reader(row), row["text"], np.array(row["units"], np.int64)) for row in rows)
+    try:
+        return ImaginedReaders.learn(corpus.codebook, utterances)
+    except UserError as error:
+        raise UserError(f"{folder}: {error}") from error

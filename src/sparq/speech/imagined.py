@@ -2,9 +2,10 @@
 
 Speech is dear and text is not. A corpus shows into which phonetic units each of its readers turned each phone between
 its neighbours: mostly one, sometimes another, none where a phone was swallowed, two or three where it was drawn out or
-taken for something else. What is drawn from that for the phones of a text, anew each time, is as hard to understand as
-the readers themselves (results/by_hand.json, imagined_reading), and costs a thousandth of voicing it. A model learns
-words by it that its corpus has not, in the voices of people and through noise.
+taken for something else. What is drawn from that for the phones of a text, anew each time, a model finds as hard to
+understand as the readers themselves before it has learnt from such speech (results/by_hand.json, imagined_reading), and
+it costs a hundredth of voicing the text. A model learns words by it that its corpus has not, in the voices of people
+and through noise.
 
 It is for listening alone. Units are drawn phone by phone, each knowing its neighbours and no more, and who learnt to
 speak from them would mumble.
