@@ -101,7 +101,7 @@ def test_it_judges_all_that_a_wider_beam_finds(monkeypatch):
         "sparq.language.listening.best_texts", lambda _, __, ___, texts, *more: told.append((texts, more)) or [""]
     )
     write_down(lm, units, views=views)
-    ((((texts,), (weights, _, prior))),) = told
+    ((((texts,), (weights, _, prior, _))),) = told
     assert len(texts) == 12
     assert weights == WITH_PRIOR
     assert prior is lm.prior

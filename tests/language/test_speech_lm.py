@@ -21,7 +21,7 @@ from sparq.errors import UserError
 from sparq.language import listening, speaking, speech_lm
 from sparq.language.alignment import word_times
 from sparq.language.generation import GenerationOptions, beam_search, generate
-from sparq.language.joint_search import search_together
+from sparq.language.joint_search import Answer, search_together
 from sparq.language.rescoring import Rescoring, best_texts
 from sparq.language.speech_lm import Limits, SpeechLM
 from sparq.language.tasks import TASKS, continuation_prompt, prompt
@@ -348,7 +348,7 @@ def test_beams_are_scored_by_all_views_and_their_texts_weighed_by_all(lm):
     options, task = beam_search(8), TASKS["asr"]
     prompts = [prompt(task, lm.vocabulary, one) for one in (units, *views)]
     (found,) = search_together(lm.model, lm.vocabulary, [prompts], task.target, options)
-    texts = [lm.vocabulary.decode_text(ids) for ids in found]
+    texts = [lm.vocabulary.decode_text(its.ids) for its in found]
     expected = best_texts(lm.model, lm.vocabulary, [units], [texts], Rescoring(), [views])
     assert lm.write_down([units], options, views=[views]) == expected
     assert [lm.transcribe(wave, options)] == expected  # four, unless another number is asked for
@@ -360,7 +360,7 @@ def test_beams_are_scored_by_all_views_and_their_texts_weighed_by_all(lm):
 def test_recordings_are_transcribed_with_a_beam_unless_told_otherwise(lm, monkeypatch):
     asked = []
     search = "sparq.language.listening.search_together"
-    monkeypatch.setattr(search, lambda *given, **_: asked.append(given[-1]) or [[[]] for _ in given[2]])
+    monkeypatch.setattr(search, lambda *given, **_: asked.append(given[-1]) or [[Answer([], 0)] for _ in given[2]])
     lm.transcribe(sound(2))
     lm.transcribe(sound(2), views=1)
     lm.transcribe(sound(2), GenerationOptions())
@@ -390,7 +390,9 @@ def test_what_a_model_hears_fits_its_positions(make, monkeypatch):
     lm = make("gpt2", positions=128, limits=Limits(seconds=30))
     heard = []
     monkeypatch.setattr(
-        listening, "search_together", lambda *a, **_: heard.extend(itertools.chain(*a[2])) or [[[]] for _ in a[2]]
+        listening,
+        "search_together",
+        lambda *a, **_: heard.extend(itertools.chain(*a[2])) or [[Answer([], 0)] for _ in a[2]],
     )
     lm.transcribe(sound(20))
     assert len(heard) > 1

@@ -8,6 +8,7 @@ decoded. It costs what the searches would cost together. With one prompt it is t
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,6 +21,19 @@ from sparq.language.vocabulary import Modality, Vocabulary
 from sparq.quantization.calibration import evaluating, model_inputs
 
 
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """What prompts go on with.
+
+    Attributes:
+        ids: its pieces, without the end.
+        log_likelihood: of these and the end in nats, the mean over the prompts.
+    """
+
+    ids: list[int]
+    log_likelihood: float
+
+
 def search_together(
     model: Any,
     vocabulary: Vocabulary,
@@ -28,7 +42,7 @@ def search_together(
     options: GenerationOptions,
     *,
     batch: int = 16,
-) -> list[list[list[int]]]:
+) -> list[list[Answer]]:
     """Find what all prompts of a group would go on with.
 
     Args:
@@ -40,7 +54,7 @@ def search_together(
         batch: prompts at once, but those of a group are never parted; what comes out does not depend on it.
 
     Returns:
-        For each group the answers that the search ends with, the best first, without the end.
+        For each group the answers that the search ends with, the best first.
 
     Raises:
         UserError: a prompt is empty or leaves no position to generate at.
@@ -48,7 +62,7 @@ def search_together(
     base: Any = base_model(model)
     context = require_room(base, [prompt for prompts in groups for prompt in prompts])
     forbidden = ~allowed_ids(base, vocabulary, target)
-    found: list[list[list[int]]] = [[] for _ in groups]
+    found: list[list[Answer]] = [[] for _ in groups]
     with evaluating(base):
         for count in sorted(set(map(len, groups))):
             alike = [index for index, prompts in enumerate(groups) if len(prompts) == count]
@@ -79,7 +93,7 @@ class _Beams:
         self._width, self._penalty, self._least = options.answers, options.length_penalty, options.min_pieces
         self._end, self._room = end_id, room
         self._scores = np.zeros(1)
-        self._ended: list[tuple[float, list[int]]] = []
+        self._ended: list[tuple[float, Answer]] = []
         self.alive: list[list[int]] = [[]]
 
     def step(self, log_probabilities: np.ndarray) -> list[int]:
@@ -106,7 +120,7 @@ class _Beams:
                 alive.append([*self.alive[parent], piece])
                 kept.append(score)
             elif rank < self._width:
-                self._ended.append((score / length**self._penalty, self.alive[parent]))
+                self._ended.append((score / length**self._penalty, Answer(self.alive[parent], score)))
         self.alive, self._scores = alive, np.array(kept)
         self._ended = sorted(self._ended, key=lambda its: -its[0])[: self._width]
         return parents
@@ -121,10 +135,11 @@ class _Beams:
         return len(self._ended) == self._width and self._ended[-1][0] >= hope
 
     @property
-    def answers(self) -> list[list[int]]:
+    def answers(self) -> list[Answer]:
         """The answers, the best first; beams that had no room for their end are among them."""
-        alive = [(score / len(its) ** self._penalty, its) for score, its in zip(self._scores, self.alive, strict=True)]
-        whole = alive if self.alive and len(self.alive[0]) == self._room else []
+        alive = map(Answer, self.alive, self._scores.tolist())
+        full = bool(self.alive) and len(self.alive[0]) == self._room
+        whole = [(its.log_likelihood / len(its.ids) ** self._penalty, its) for its in alive if full]
         found = sorted([*self._ended, *whole], key=lambda its: -its[0])
         return [its for _, its in found[: self._width]]
 

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from sparq.language.alignment import word_times
 from sparq.language.generation import GenerationOptions, beam_search, candidates
-from sparq.language.joint_search import search_together
+from sparq.language.joint_search import Answer, search_together
 from sparq.language.likelihood import log_likelihoods
 from sparq.language.rescoring import WITH_PRIOR, Rescoring, best_texts
 from sparq.language.tasks import IGNORED, TASKS, example, prompt
@@ -128,14 +128,21 @@ def write_down(
     task, vocabulary = TASKS["asr"], lm.vocabulary
     ways = [(one, *others) for one, others in zip(units, views or [()] * len(units), strict=True)]
     prompts = [[prompt(task, vocabulary, one) for one in heard] for heard in ways]
+    weights = rescoring or (WITH_PRIOR if lm.prior else Rescoring())
     if options.method == "sample":  # each way draws for itself
         drawn = iter(candidates(lm.model, vocabulary, list(chain(*prompts)), task.target, options, batch=batch))
-        found = [list(chain(*(next(drawn) for _ in heard))) for heard in ways]
-    else:
-        found = search_together(lm.model, vocabulary, prompts, task.target, options, batch=batch)
-    texts = [[vocabulary.decode_text(ids) for ids in answers] for answers in found]
-    weights = rescoring or (WITH_PRIOR if lm.prior else Rescoring())
-    return best_texts(lm.model, vocabulary, units, texts, weights, views, lm.prior)
+        texts = [[vocabulary.decode_text(ids) for ids in chain(*(next(drawn) for _ in heard))] for heard in ways]
+        return best_texts(lm.model, vocabulary, units, texts, weights, views, lm.prior)
+    found = search_together(lm.model, vocabulary, prompts, task.target, options, batch=batch)
+    texts = [[vocabulary.decode_text(its.ids) for its in answers] for answers in found]
+    told = [_told(vocabulary, answers) for answers in found]
+    return best_texts(lm.model, vocabulary, units, texts, weights, views, lm.prior, told)
+
+
+def _told(vocabulary: Vocabulary, answers: Sequence[Answer]) -> dict[str, float]:
+    """Give the log-likelihood of texts that were found in the pieces they are written in; others have less of it."""
+    texts = [(vocabulary.decode_text(its.ids), its) for its in answers]
+    return {text: its.log_likelihood for text, its in texts if vocabulary.encode_text(text) == its.ids}
 
 
 def _words(lm: SpeechLM, piece: _Piece, text: str) -> tuple[Word, ...]:

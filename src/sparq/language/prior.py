@@ -16,6 +16,7 @@ from transformers import AutoTokenizer
 from sparq.errors import UserError
 from sparq.language.folder import load_language_model
 from sparq.language.likelihood import log_likelihoods
+from sparq.language.prefix_tree import reads_trees, tree_log_likelihoods
 from sparq.language.tasks import IGNORED, Example
 
 
@@ -66,12 +67,11 @@ class TextPrior:
     def log_likelihoods(self, texts: Sequence[str]) -> list[float]:
         """Log-likelihood of each text as a sentence of its own, in nats."""
         positions = getattr(self.model.config, "max_position_embeddings", None)  # some models know no end
-        examples = []
-        for text in texts:
-            ids = self.tokenizer(as_sentence(text), add_special_tokens=False).input_ids
-            ids = ids[: positions - 1] if positions else ids
-            examples.append(Example([self._begin, *ids], [IGNORED, *ids]))
-        return log_likelihoods(self.model, examples)
+        written = [self.tokenizer(as_sentence(text), add_special_tokens=False).input_ids for text in texts]
+        written = [ids[: positions - 1] if positions else ids for ids in written]
+        if reads_trees(self.model):
+            return tree_log_likelihoods(self.model, [[self._begin, *ids] for ids in written])
+        return log_likelihoods(self.model, [Example([self._begin, *ids], [IGNORED, *ids]) for ids in written])
 
 
 def as_sentence(text: str) -> str:
