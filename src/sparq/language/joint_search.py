@@ -16,9 +16,10 @@ import numpy as np
 import torch
 
 from sparq.attention.install import base_model
-from sparq.language.generation import GenerationOptions, allowed_ids, batches, left_padded, require_room
+from sparq.language.branches import begin
+from sparq.language.generation import GenerationOptions, allowed_ids, batches, require_room
 from sparq.language.vocabulary import Modality, Vocabulary
-from sparq.quantization.calibration import evaluating, model_inputs
+from sparq.quantization.calibration import evaluating
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,37 +148,23 @@ class _Beams:
 def _search(
     model: Any, searches: Sequence[_Beams], prompts: Sequence[Sequence[int]], pad_id: int, forbidden: torch.Tensor
 ) -> None:
-    """Carry searches to their ends; rows of the cache are ordered by search, prompt and beam."""
-    count = len(prompts) // len(searches)
-    ids, mask = left_padded(prompts, pad_id, model.device)
-    inputs = model_inputs(model, {"input_ids": ids, "attention_mask": mask})
-    cache, going, width = None, list(searches), 1
+    """Carry searches to their ends; prompts are ordered by search."""
+    count, going = len(prompts) // len(searches), list(searches)
+    branches = begin(model, prompts, pad_id)
     while True:
-        made = model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        cache = made.past_key_values
-        scores = made.logits[:, -1].float().log_softmax(-1).masked_fill(forbidden, -torch.inf)
-        scores = scores.unflatten(0, (len(going), count, width)).mean(1).cpu().numpy()
+        scores = branches.logits.float().log_softmax(-1).masked_fill(forbidden, -torch.inf)
+        scores = scores.unflatten(0, (len(going), count)).mean(1).cpu().numpy()
         parents = [search.step(its[: len(search.alive)]) for search, its in zip(going, scores, strict=True)]
         left = [place for place, search in enumerate(going) if not search.over]
         if not left:
             return
         wide = max(len(parents[place]) for place in left)
-        rows = [
-            (place * count + prompt) * width + parent
-            for place in left
-            for prompt in range(count)
-            for parent in _filled(parents[place], wide)
-        ]
-        going, width = [going[place] for place in left], wide
-        pieces = [_filled([its[-1] for its in search.alive], wide) for search in going for _ in range(count)]
-        chosen = torch.tensor(rows, device=model.device)
-        cache.reorder_cache(chosen)
-        mask = torch.cat([inputs["attention_mask"][chosen], torch.ones_like(chosen)[:, None]], dim=1)
-        inputs = {
-            "input_ids": torch.tensor(pieces, device=model.device).view(-1, 1),
-            "attention_mask": mask,
-            "position_ids": inputs["position_ids"][chosen, -1:] + 1,
-        }
+        branches.grow(
+            [place * count + prompt for place in left for prompt in range(count)],
+            [_filled(parents[place], wide) for place in left for _ in range(count)],
+            [_filled([its[-1] for its in going[place].alive], wide) for place in left for _ in range(count)],
+        )
+        going = [going[place] for place in left]
 
 
 def _filled(numbers: list[int], size: int) -> list[int]:

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from sparq.quantization.calibration import evaluating
@@ -38,6 +39,11 @@ def reads_trees(model: Any) -> bool:
     """Whether a model of transformers lets any token be hidden from any other, in all of its layers."""
     kinds = set(getattr(model.config, "layer_types", None) or ())
     return bool(getattr(model, "_supports_attention_backend", False)) and kinds <= {"full_attention"}
+
+
+def hidden(seen: Tensor, dtype: torch.dtype) -> Tensor:
+    """Write what may be seen, of any shape, as numbers to add to scores, which all kinds of attention take."""
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)
 
 
 def tree_log_likelihoods(model: Any, sequences: Sequence[Sequence[int]], nodes: int = NODES) -> list[float]:
@@ -89,11 +95,10 @@ def _costs(model: Any, tree: _Tree) -> list[float]:
     for node, parent in enumerate(tree.parents):
         seen[node] = seen[parent]
         seen[node, node] = True
-    mask = torch.zeros(seen.shape, dtype=model.dtype).masked_fill(~seen, torch.finfo(model.dtype).min)
     ids, parents = torch.tensor(tree.ids, device=model.device), torch.tensor(tree.parents, device=model.device)
     logits = model(
         input_ids=ids[None],
-        attention_mask=mask[None, None].to(model.device),
+        attention_mask=hidden(seen, model.dtype)[None, None].to(model.device),
         position_ids=(seen.sum(1) - 1)[None].to(model.device),
         use_cache=False,
     ).logits[0]
