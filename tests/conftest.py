@@ -20,6 +20,14 @@ SENTENCES = [
 ]  # fmt: skip
 
 
+@pytest.fixture(scope="session", autouse=True)
+def prior_not_installed():
+    """Transcripts are the SpeechLM's own, whatever this machine has; tests of the prior ask for one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sparq.language.prior.installed", lambda _: False)
+        yield
+
+
 @dataclasses.dataclass(frozen=True)
 class TinyRun:
     """A finished run.

@@ -58,19 +58,26 @@ def __dir__() -> list[str]:
     return sorted(__all__)
 
 
-def load(folder: str | Path | None = None, device: str = "cpu") -> SpeechLM:
+def load(folder: str | Path | None = None, device: str = "cpu", prior: str = "auto") -> SpeechLM:
     """Load a SpeechLM.
 
     Args:
         folder: what ``SpeechLM.save`` or a run wrote, or the name of a model that ships (``speechlm-none``, ``-max``,
             ``-zero``); None for the one of these that is the default.
         device: where it computes, in single precision.
+        prior: the language model that knows which transcripts somebody would have said: a folder, a hub name,
+            "smollm2-135m", "auto" for that one where it is installed, loaded when it is first needed, or "none".
 
     Raises:
         UserError: it is not such a folder, or it is damaged.
     """
     import sparq.quantization  # noqa: F401 (teaches transformers to load models of simulated quantisation)
     from sparq.assets import model_folder
+    from sparq.language.prior import prior_name
     from sparq.language.speech_lm import SpeechLM
 
-    return SpeechLM.load(model_folder(folder), device)
+    lm = SpeechLM.load(model_folder(folder), device)
+    lm.prior_name = prior_name(prior)
+    if prior != "auto":
+        _ = lm.prior  # what is asked for by its name is looked for at once
+    return lm

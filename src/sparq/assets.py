@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import sys
 from pathlib import Path
 
 from sparq.artifacts import MANIFEST, new_folder
@@ -62,6 +63,20 @@ def packaged(name: str) -> Path:
 def embedded_names() -> tuple[str, ...]:
     """Return every name that ``embedded`` knows."""
     return (*_PACKAGED, "smollm2-135m")
+
+
+def installed(name: str) -> bool:
+    """Whether ``embedded`` gives what it knows by a name: its package is here, and for a GGUF file what reads it."""
+    try:
+        packaged(name)
+    except UserError:
+        return False
+    return name != "smollm2-135m" or _unpacked() or importlib.util.find_spec("gguf") is not None
+
+
+def language_model(name: str) -> str:
+    """Give what transformers loads for a name: the folder of a model that travels in a package, or the name itself."""
+    return str(embedded(name)) if name in embedded_names() else name
 
 
 def _packaged(name: str, package: str, inside: str, install: str) -> Path:
@@ -131,13 +146,18 @@ def cache(name: str) -> Path:
 def _smollm2() -> Path:
     """Return the cached Hugging Face folder of SmolLM2-135M, made from the GGUF file if it is not there yet."""
     folder = cache("smollm2-135m")
-    if not (folder / "config.json").is_file():
+    if not _unpacked():
         gguf = packaged("smollm2-135m")
         if importlib.util.find_spec("gguf") is None:
             raise UserError("smollm2-135m: its file format needs a reader; run: pip install gguf")
+        sys.stderr.write(f"smollm2-135m: unpacked once into {folder}, which takes half a minute\n")
         with new_folder(folder) as made:
             _convert_gguf(gguf, made)
     return folder
+
+
+def _unpacked() -> bool:
+    return (cache("smollm2-135m") / "config.json").is_file()
 
 
 def _convert_gguf(gguf: Path, folder: Path) -> None:

@@ -18,7 +18,7 @@ from sparq.adaptation.ends import START
 from sparq.adaptation.examples import ExampleStream
 from sparq.adaptation.training import HISTORY, Measure, Report, Training, adapt
 from sparq.artifacts import fingerprint, read_manifest, require_match
-from sparq.assets import embedded, embedded_names, ready_made
+from sparq.assets import ready_made
 from sparq.attention import install
 from sparq.config import AdaptationConfig, AttentionConfig, VocoderTrainingConfig
 from sparq.corpus.corpus import Corpus
@@ -260,11 +260,6 @@ def calibration_batches(
         chosen = list(itertools.islice((utterances[i] for i in order if utterances[i].serves(task)), each))
         examples += task_examples(vocabulary, chosen, name) if chosen else []
     return list(padded_batches(examples[:sequences]))
-
-
-def language_model(name: str) -> str:
-    """Give what transformers loads for a name: the folder of a model that travels in a package, or the name itself."""
-    return str(embedded(name)) if name in embedded_names() else name
 
 
 def known(folder: Path, kind: str) -> dict[str, str]:

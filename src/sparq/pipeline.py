@@ -27,7 +27,7 @@ from transformers import PreTrainedModel
 from sparq.adaptation.packed_linear import require_bitsandbytes
 from sparq.adaptation.start import new_model, pretrained_model
 from sparq.artifacts import Manifest, read_manifest, write_text
-from sparq.assets import ready_made
+from sparq.assets import language_model, ready_made
 from sparq.attention import install
 from sparq.config import QuantizationRow
 from sparq.corpus.build import corpus_stage
@@ -44,7 +44,6 @@ from sparq.making import (
     Watcher,
     adapt_model,
     known,
-    language_model,
     make_vocoder,
     quantize_into,
     vocoder_start,

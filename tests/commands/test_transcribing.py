@@ -23,7 +23,7 @@ def listener(quick):
 @pytest.fixture
 def transcribe(sparq, listener, monkeypatch):
     """``sparq transcribe`` with a model that is loaded once for all."""
-    monkeypatch.setattr("sparq.load", lambda folder: listener)
+    monkeypatch.setattr("sparq.load", lambda folder, **_: listener)
     return lambda *arguments, **more: sparq("transcribe", *arguments, "--beam", 1, **more)
 
 

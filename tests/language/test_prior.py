@@ -6,10 +6,11 @@ import torch
 from transformers import AutoTokenizer
 
 import sparq
+from sparq.assets import installed
 from sparq.cli import main
 from sparq.errors import UserError
 from sparq.language.listening import write_down
-from sparq.language.prior import TextPrior, as_sentence
+from sparq.language.prior import DEFAULT_PRIOR, TextPrior, as_sentence
 from sparq.language.rescoring import WITH_PRIOR, Rescoring, best_texts
 from sparq.language.tasks import TASKS, example
 
@@ -107,6 +108,40 @@ def test_it_judges_all_that_a_wider_beam_finds(monkeypatch):
     assert prior is lm.prior
     write_down(lm, units, rescoring=Rescoring(0, 1), views=views)
     assert told[1][1][0] == Rescoring(0, 1)
+
+
+def test_where_one_is_installed_it_is_taken_when_it_is_first_needed(folder, tiny_run, monkeypatch, capsys):
+    model, loaded, load = tiny_run.folder / "none" / "speechlm", [], TextPrior.load
+    monkeypatch.setattr(
+        TextPrior, "load", lambda name, *more: loaded.append(name) or load({DEFAULT_PRIOR: str(folder)}[name], *more)
+    )
+    lm = sparq.load(model)
+    assert lm.prior is None
+    monkeypatch.setattr("sparq.language.prior.installed", lambda name: name == DEFAULT_PRIOR)
+    assert sparq.load(model, prior="none").prior is None
+    lm = sparq.load(model)
+    lm.continue_text("the")
+    assert not loaded
+    lm.transcribe(str(tiny_run.audio))
+    lm.transcribe(str(tiny_run.audio))
+    assert loaded == [DEFAULT_PRIOR]
+    for more, times in (([], 2), (["--prior", "none"], 2), (["--prior", "auto"], 3)):
+        assert main(["transcribe", str(tiny_run.audio), "--model", str(model), *more]) == 0
+        assert len(loaded) == times
+    capsys.readouterr()
+
+
+def test_one_asked_for_by_name_is_looked_for_at_once(tiny_run, tmp_path):
+    with pytest.raises(UserError, match=r"^prior: .*nothing"):
+        sparq.load(tiny_run.folder / "none" / "speechlm", prior=str(tmp_path / "nothing"))
+
+
+@pytest.mark.skipif(not installed(DEFAULT_PRIOR), reason="its package is not installed")
+def test_smollm2_knows_which_words_go_together():
+    prior = TextPrior.load(DEFAULT_PRIOR)
+    said = ["it was the worst of times", "i'll be there in an hour"]
+    misheard = ["it was the wurst off times", "aisle bee their in an our"]
+    assert all(a > b + 5 for a, b in zip(*map(prior.log_likelihoods, (said, misheard)), strict=True))
 
 
 def test_one_without_a_weight_is_not_asked(make_tiny, vocabulary):

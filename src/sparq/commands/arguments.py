@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import gc
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,10 +53,13 @@ def add_model(command: Any) -> None:
     command.add_argument("--model", help="a SpeechLM folder, or the name of one that ships (default: speechlm-max)")
 
 
-def add_prior(command: Any) -> None:
+def add_prior(command: Any, default: str) -> None:
     """Let another language model be named that knows what people say."""
-    text = "a text language model that weighs transcripts: a folder, a hub name, or smollm2-135m (slower and surer)"
-    command.add_argument("--prior", metavar="MODEL", help=text)
+    text = (
+        "a text language model that weighs transcripts: a folder, a hub name, smollm2-135m, auto (that one where it is "
+        f"installed), or none (default {default})"
+    )
+    command.add_argument("--prior", metavar="MODEL", default=default, help=text)
 
 
 def add_search(command: Any) -> None:
@@ -77,13 +82,23 @@ def load_model(given: argparse.Namespace) -> SpeechLM:
     """Load the SpeechLM that ``--model`` names, or the one that ships, with the prior that ``--prior`` names."""
     import sparq
 
-    lm = sparq.load(given.model)
-    if (name := getattr(given, "prior", None)) is not None:
-        from sparq.language.prior import TextPrior
-        from sparq.making import language_model
+    with starting():
+        return sparq.load(given.model, prior=getattr(given, "prior", "none"))
 
-        lm.prior = TextPrior.load(language_model(name))
-    return lm
+
+@contextlib.contextmanager
+def starting() -> Iterator[None]:
+    """Search for no garbage inside the block: of all that is imported and loaded, there is none.
+
+    Python would go through it again and again, for a sixth of the time until a command is there (results/by_hand.json).
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def model_folder(given: argparse.Namespace) -> Path:

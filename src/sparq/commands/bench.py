@@ -80,9 +80,8 @@ def _language_model(name: str | None) -> Any:
     import torch
 
     import sparq
-    from sparq.assets import DEFAULT_MODEL, ready_made
+    from sparq.assets import DEFAULT_MODEL, language_model, ready_made
     from sparq.attention import load_pretrained
-    from sparq.making import language_model
 
     folder = ready_made(name or DEFAULT_MODEL, must_exist=False)
     return sparq.load(folder).model if folder else load_pretrained(language_model(str(name)), dtype=torch.float32)

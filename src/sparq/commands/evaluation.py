@@ -29,7 +29,7 @@ def add_evaluate(made: Any) -> None:
     text = "that hears who speaks, for --vocoder: resemblyzer or a WavLM (default: the vocoder's own)"
     command.add_argument("--speaker-encoder", help=text)
     add_model(command)
-    add_prior(command)
+    add_prior(command, "none")
 
 
 def evaluate(given: argparse.Namespace) -> None:

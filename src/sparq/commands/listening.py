@@ -19,6 +19,7 @@ from sparq.commands.arguments import (
     positive,
     print_json,
     search_options,
+    starting,
 )
 from sparq.commands.recordings import Recording, find_recordings, transcript_files, transcript_format
 from sparq.errors import SparqError, UserError
@@ -55,7 +56,7 @@ def add_transcribe(made: Any) -> None:
     text = "what tells speech from the rest: silero (default), or loudness, which takes any sound for speech"
     command.add_argument("--detector", default="silero", help=text)
     add_model(command)
-    add_prior(command)
+    add_prior(command, "auto")
     add_search(command)
 
 
@@ -64,7 +65,8 @@ def transcribe(given: argparse.Namespace) -> None:
     found = find_recordings(given.paths)
     if len(found) == 1 and isinstance(found[0].source, Path) and not found[0].source.exists():
         raise UserError(f"{found[0].name}: no such file")  # said before anything is loaded
-    form = transcript_format(given)
+    with starting():
+        form = transcript_format(given)
     if given.output is not None:
         _into_files(given, form, transcript_files(given, form, found))
     elif form in {"text", "json"} or len(found) == 1:
@@ -91,9 +93,10 @@ def _into_files(given: argparse.Namespace, form: str, wanted: list[tuple[Recordi
 def _unfinished(given: argparse.Namespace, waiting: Mapping[Recording, Path]) -> dict[Recording, Unfinished | None]:
     """Find what is heard already of recordings; of standard input nothing, which is never the same again."""
     from sparq.artifacts import fingerprint, read_manifest
+    from sparq.language.prior import prior_name
     from sparq.language.unfinished import Unfinished
 
-    settings = (search_options(given), given.detector, given.words, given.views, given.prior)
+    settings = (search_options(given), given.detector, given.words, given.views, prior_name(given.prior))
     model = read_manifest(model_folder(given), "speechlm").fingerprint if waiting else ""
     found: dict[Recording, Unfinished | None] = dict.fromkeys(waiting)
     for one, target in waiting.items():
@@ -144,8 +147,7 @@ def _model(given: argparse.Namespace) -> SpeechLM:
     from sparq.speech.activity import load_detector
 
     lm = load_model(given)
-    widest = max(one.model.config.hidden_size for one in (lm, lm.prior) if one)
-    if widest < _WIDE and "OMP_NUM_THREADS" not in os.environ:
+    if lm.model.config.hidden_size < _WIDE and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)
     lm.detector = load_detector(given.detector)
     return lm

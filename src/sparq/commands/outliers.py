@@ -81,13 +81,12 @@ def _on_text(given: argparse.Namespace, data: Path) -> tuple[Any, dict[str, list
     import torch
     from transformers import AutoTokenizer
 
-    from sparq.assets import ready_made
+    from sparq.assets import language_model, ready_made
     from sparq.attention import load_pretrained
     from sparq.corpus.utterance import Utterance
     from sparq.evaluation.scoring import task_examples
     from sparq.evaluation.texts import lines_of, windows
     from sparq.language.folder import no_progress_bars
-    from sparq.making import language_model
 
     lines = lines_of(data)
     if given.model is None or ready_made(given.model, must_exist=False):

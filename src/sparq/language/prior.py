@@ -13,11 +13,14 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
+from sparq.assets import installed, language_model
 from sparq.errors import UserError
 from sparq.language.folder import load_language_model
 from sparq.language.likelihood import log_likelihoods
 from sparq.language.prefix_tree import reads_trees, tree_log_likelihoods
 from sparq.language.tasks import IGNORED, Example
+
+DEFAULT_PRIOR = "smollm2-135m"
 
 
 class TextPrior:
@@ -50,15 +53,16 @@ class TextPrior:
         """Load a model.
 
         Args:
-            name: a folder or a hub name.
+            name: a folder, a hub name, or "smollm2-135m", which travels in a package.
             device: where it computes, in single precision.
 
         Raises:
             UserError: nothing can be loaded from there.
         """
-        model = load_language_model(name, "prior").to(device)
+        source = language_model(name)
+        model = load_language_model(source, "prior").to(device)
         try:
-            tokenizer = AutoTokenizer.from_pretrained(name)
+            tokenizer = AutoTokenizer.from_pretrained(source)
         except Exception as error:  # tokenizers has no class of its own for a damaged file
             reason = " ".join(str(error).split())[:160]
             raise UserError(f"prior: {name}: its tokenizer cannot be loaded ({reason})") from error
@@ -72,6 +76,13 @@ class TextPrior:
         if reads_trees(self.model):
             return tree_log_likelihoods(self.model, [[self._begin, *ids] for ids in written])
         return log_likelihoods(self.model, [Example([self._begin, *ids], [IGNORED, *ids]) for ids in written])
+
+
+def prior_name(name: str) -> str | None:
+    """Give what :meth:`TextPrior.load` takes for "auto", "none" or a name itself; None where there is no prior."""
+    if name == "auto":
+        return DEFAULT_PRIOR if installed(DEFAULT_PRIOR) else None
+    return None if name == "none" else name
 
 
 def as_sentence(text: str) -> str:

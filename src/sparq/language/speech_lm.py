@@ -69,7 +69,8 @@ class SpeechLM:
         codebook: what its units mean.
         vocoder: what speaks its units, or None for a model that only listens and writes.
         limits: how long an utterance may be.
-        prior: another language model that says which of several transcripts is likely; None for the model itself.
+        prior_name: another language model that says which of several transcripts is likely, by the name that
+            ``TextPrior.load`` takes; None for the model itself.
 
     Raises:
         UserError: the parts were not made for each other.
@@ -111,7 +112,7 @@ class SpeechLM:
             self.detector = detector
         self.vocabulary, self.codebook, self.vocoder = vocabulary, codebook, vocoder
         self.limits = limits or Limits()
-        self.prior: TextPrior | None = None
+        self.prior_name: str | None = None
         known = getattr(model.config, RECORD, None) or {}
         for name, given in self._record().items():
             require_match(f"the model (its {name})", known.get(name, given), given)
@@ -130,6 +131,11 @@ class SpeechLM:
     def detector(self) -> Detector:
         """What finds speech in recordings; it may be set to another (``sparq.speech.activity``)."""
         return load_detector()
+
+    @functools.cached_property
+    def prior(self) -> TextPrior | None:
+        """The model that ``prior_name`` names, loaded when it is first needed; it may be set to another, or to None."""
+        return TextPrior.load(self.prior_name, str(self.model.device)) if self.prior_name else None
 
     def save(self, folder: str | Path, *, half: bool = False, complete: bool = True) -> Manifest:
         """Write the folder, whole or not at all.
