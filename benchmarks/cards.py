@@ -12,6 +12,7 @@ from typing import Any
 
 from sparq.artifacts import read_manifest, write_text
 from sparq.language.card import CARD, Card, model_card
+from sparq.language.listening import LISTENING_WITH_PRIOR
 
 ROOT = Path(__file__).resolve().parents[1]
 WEIGHTS = ROOT / "src" / "sparq" / "weights"
@@ -28,6 +29,7 @@ COLUMNS = {
 }
 MEASURES = {
     "word error rate of ASR, %": "asr_wer",
+    "the same, with a prior, %": "asr_wer_with_prior",
     "word error rate of TTS, %": "tts_wer",
     "text perplexity": "text_perplexity",
     "speech perplexity": "speech_perplexity",
@@ -82,8 +84,9 @@ def card(sink: str, kept: dict[str, Any]) -> Card:
         columns=[COLUMNS[source] for source in found],
         measured={name: [scores[key] for scores in found.values()] for name, key in MEASURES.items()},
         measured_on=(
-            f"On {counts}; a beam of {kept['beam']} that four views score together to listen, the best heard of five "
-            "draws to speak; the judge of speech is Moonshine tiny."
+            f"On {counts}; a beam of {kept['beam']} that four views score together to listen, one of "
+            f"{LISTENING_WITH_PRIOR.beams} with {kept['prior']} as a prior, the best heard of five draws to speak; the "
+            "judge of speech is Moonshine tiny."
         ),
         limits=[
             "It learnt mostly from synthetic voices and read sentences; free conversation it understands badly.",
