@@ -77,9 +77,12 @@ def card(sink: str, kept: dict[str, Any]) -> Card:
             "with its own attention, learning rate falling to 0",
             "then": "the mean of the four branches; each went on for 1.9 million pieces, 12 of the last 17 hours among "
             "them five times, and the mean of before and after was taken",
-            "at last": "9 million pieces with max-shift, two thirds of what was listened to read in imagination; what "
-            "that changed was added to the other two, which went on for 0.6 million with their own attention; a third "
-            "of the weights before and two thirds of these ship (sparq export --average)",
+            "read in imagination": "9 million pieces with max-shift, two thirds of what was listened to read in "
+            "imagination; what that changed was added to the other two, which went on for 0.6 million with their own "
+            "attention; a third of the weights before and two thirds of these were averaged",
+            "at last": "7.7 million such pieces more with max-shift; 0.6 of what that changed was added to all three, "
+            "which went on for 0.55 million with their own attention; the mean of these and the weights before ships "
+            "(sparq export --average)",
         },
         columns=[COLUMNS[source] for source in found],
         measured={name: [scores[key] for scores in found.values()] for name, key in MEASURES.items()},
