@@ -76,6 +76,10 @@ def test_a_model_in_training_stays_so(model):
         MambaConfig(hidden_size=16, num_hidden_layers=1, state_size=4, vocab_size=9),
         MistralConfig(
             hidden_size=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2, vocab_size=9,
+            intermediate_size=16, sliding_window=4096,
+        ),
+        MistralConfig(
+            hidden_size=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2, vocab_size=9,
             intermediate_size=16, sliding_window=2, layer_types=["sliding_attention"],
         ),
     ],

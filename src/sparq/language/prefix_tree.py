@@ -37,7 +37,10 @@ class _Tree:
 
 def reads_trees(model: Any) -> bool:
     """Whether a model of transformers lets any token be hidden from any other, in all of its layers."""
-    kinds = set(getattr(model.config, "layer_types", None) or ())
+    config = model.config
+    kinds = set(getattr(config, "layer_types", None) or ())
+    if not kinds and getattr(config, "sliding_window", None):
+        return False  # what has left the window is gone from the cache, too
     return bool(getattr(model, "_supports_attention_backend", False)) and kinds <= {"full_attention"}
 
 
