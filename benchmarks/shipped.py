@@ -26,7 +26,7 @@ from sparq.evaluation import word_error_rate
 from sparq.evaluation.resynthesis import speak_units
 from sparq.evaluation.scoring import Assessment, assess
 from sparq.language.listening import LISTENING_IN_VIEWS
-from sparq.language.prior import DEFAULT_PRIOR, TextPrior
+from sparq.language.prior import TextPrior
 from sparq.language.speech_lm import SPEAKING, SpeechLM
 from sparq.speech.recogniser import Recogniser, load_recogniser
 from sparq.speech.vocoder import Vocoder
@@ -78,7 +78,7 @@ def main() -> None:
     parser.add_argument("--models", default="speechlm-{sink}", help="a shipped name or a folder, with {sink} in it")
     parser.add_argument("--sentences", type=int, default=200, help="of each source, at most")
     parser.add_argument("--beam", type=int, default=LISTENING_IN_VIEWS.beams, help="scored by all of a corpus' views")
-    parser.add_argument("--prior", default=DEFAULT_PRIOR, help="the language model that it listens with, too")
+    parser.add_argument("--prior", default="smollm2-135m", help="the language model that it listens with, too")
     parser.add_argument("--processes", type=int, default=2, help="models at work side by side")
     parser.add_argument("--output", type=Path, required=True)
     given = parser.parse_args()

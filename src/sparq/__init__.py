@@ -66,18 +66,17 @@ def load(folder: str | Path | None = None, device: str = "cpu", prior: str = "au
             ``-zero``); None for the one of these that is the default.
         device: where it computes, in single precision.
         prior: the language model that knows which transcripts somebody would have said: a folder, a hub name,
-            "smollm2-135m", "auto" for that one where it is installed, loaded when it is first needed, or "none".
+            "smollm2-135m", "auto" for the one that it was saved with (all that ship with "smollm2-135m") where that is
+            installed, or "none".
 
     Raises:
-        UserError: it is not such a folder, or it is damaged.
+        UserError: it is not such a folder, or it is damaged; or the prior cannot be loaded.
     """
     import sparq.quantization  # noqa: F401 (teaches transformers to load models of simulated quantisation)
     from sparq.assets import model_folder
-    from sparq.language.prior import prior_name
+    from sparq.language.prior import find_prior
     from sparq.language.speech_lm import SpeechLM
 
     lm = SpeechLM.load(model_folder(folder), device)
-    lm.prior_name = prior_name(prior)
-    if prior != "auto":
-        _ = lm.prior  # what is asked for by its name is looked for at once
+    lm.prior = find_prior(prior, lm.prior_name, device)
     return lm

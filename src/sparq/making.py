@@ -145,7 +145,9 @@ def adapt_speechlm(
         if sink is not None:
             install(lm.model, **AttentionConfig().arguments(sink))
         trained = adapt_model(lm.model, corpus, lm.vocabulary, config, work / TRAINING, watcher.training)
-        return SpeechLM(trained.model, lm.vocabulary, corpus.codebook, lm.vocoder, limits=lm.limits)
+        return SpeechLM(
+            trained.model, lm.vocabulary, corpus.codebook, lm.vocoder, limits=lm.limits, prior_name=lm.prior_name
+        )
 
     def build(work: Path) -> None:
         train(work).save(work / SPEECHLM)

@@ -37,6 +37,7 @@ def folder(lm, tmp_path_factory):
 def test_it_hears_speaks_and_writes_the_same(lm, folder):
     deployed = sparq.load(folder)
     assert isinstance(deployed.model, DeployedModel)
+    assert deployed.prior_name == "smollm2-135m"
     (wave, rate), (same, _) = lm.speak(SAID), deployed.speak(SAID)
     np.testing.assert_array_equal(wave, same)  # one other unit would be another waveform
     assert rate == 16000

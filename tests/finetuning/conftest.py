@@ -43,6 +43,7 @@ def base(tiny_run, tmp_path_factory) -> Path:
 
     lm = SpeechLM.load(tiny_run.folder / "max" / "speechlm")
     lm.model.config.max_position_embeddings = POSITIONS
+    lm.prior_name = "smollm2-135m"
     folder = tmp_path_factory.mktemp("base") / "tiny"
     lm.save(folder)
     return folder

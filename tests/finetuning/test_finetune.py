@@ -55,6 +55,7 @@ def mine(folder, base, tmp_path_factory):
 
 def test_the_result_is_a_model_that_learnt(mine, folder, base):
     lm, before = sparq.load(mine), sparq.load(base)
+    assert lm.prior_name == before.prior_name == "smollm2-135m"
     assert not torch.equal(lm.model.lm_head.weight, before.model.lm_head.weight)
     assert isinstance(lm.transcribe(str(folder / "ann.wav"), sparq.GenerationOptions(max_pieces=3)), str)
     outcome = Outcome.read(mine / "finetune.json")

@@ -6,14 +6,16 @@ import torch
 from transformers import AutoTokenizer
 
 import sparq
-from sparq.assets import installed
+from sparq.assets import installed, shipped
 from sparq.cli import main
 from sparq.errors import UserError
 from sparq.language.listening import write_down
-from sparq.language.prior import DEFAULT_PRIOR, TextPrior, as_sentence
+from sparq.language.prior import TextPrior, as_sentence
 from sparq.language.rescoring import WITH_PRIOR, Rescoring, best_texts
+from sparq.language.speech_lm import SpeechLM
 from sparq.language.tasks import TASKS, example
 
+SMOL = "smollm2-135m"
 TEXTS = ["one", "two", "three", "one two", "two three", "three one", "two one two", "three three one two"]
 UNITS = [np.array([1, 1, 2, 3, 3]), np.array([0, 4, 4, 2]), np.array([5, 3])]
 
@@ -110,25 +112,34 @@ def test_it_judges_all_that_a_wider_beam_finds(monkeypatch):
     assert told[1][1][0] == Rescoring(0, 1)
 
 
-def test_where_one_is_installed_it_is_taken_when_it_is_first_needed(folder, tiny_run, monkeypatch, capsys):
-    model, loaded, load = tiny_run.folder / "none" / "speechlm", [], TextPrior.load
-    monkeypatch.setattr(
-        TextPrior, "load", lambda name, *more: loaded.append(name) or load({DEFAULT_PRIOR: str(folder)}[name], *more)
-    )
+def test_the_one_that_a_model_was_saved_with_is_taken_where_it_is_installed(
+    folder, tiny_run, tmp_path, monkeypatch, capsys
+):
+    other, model, loaded, load = tiny_run.folder / "none" / "speechlm", tmp_path / "model", [], TextPrior.load
+    monkeypatch.setattr(TextPrior, "load", lambda name, *more: loaded.append(name) or load({SMOL: folder}[name], *more))
+    lm = SpeechLM.load(other)
+    assert lm.prior_name is None
+    lm.prior_name = SMOL
+    lm.save(model)
+    assert SpeechLM.load(model).prior_name == SMOL
+    assert sparq.load(model).prior is None  # it is not installed
+    monkeypatch.setattr("sparq.language.prior.installed", lambda name: name == SMOL)
+    for without in (sparq.load(model, prior="none"), sparq.load(other), SpeechLM.load(model)):
+        assert without.prior is None
     lm = sparq.load(model)
-    assert lm.prior is None
-    monkeypatch.setattr("sparq.language.prior.installed", lambda name: name == DEFAULT_PRIOR)
-    assert sparq.load(model, prior="none").prior is None
-    lm = sparq.load(model)
-    lm.continue_text("the")
     assert not loaded
     lm.transcribe(str(tiny_run.audio))
     lm.transcribe(str(tiny_run.audio))
-    assert loaded == [DEFAULT_PRIOR]
+    assert loaded == [SMOL]
     for more, times in (([], 2), (["--prior", "none"], 2), (["--prior", "auto"], 3)):
         assert main(["transcribe", str(tiny_run.audio), "--model", str(model), *more]) == 0
         assert len(loaded) == times
     capsys.readouterr()
+
+
+@pytest.mark.parametrize("sink", ["none", "max", "zero"])
+def test_all_that_ship_know_one(sink):
+    assert SpeechLM.load(shipped(f"speechlm-{sink}")).prior_name == SMOL
 
 
 def test_one_asked_for_by_name_is_looked_for_at_once(tiny_run, tmp_path):
@@ -136,9 +147,9 @@ def test_one_asked_for_by_name_is_looked_for_at_once(tiny_run, tmp_path):
         sparq.load(tiny_run.folder / "none" / "speechlm", prior=str(tmp_path / "nothing"))
 
 
-@pytest.mark.skipif(not installed(DEFAULT_PRIOR), reason="its package is not installed")
+@pytest.mark.skipif(not installed(SMOL), reason="its package is not installed")
 def test_smollm2_knows_which_words_go_together():
-    prior = TextPrior.load(DEFAULT_PRIOR)
+    prior = TextPrior.load(SMOL)
     said = ["it was the worst of times", "i'll be there in an hour"]
     misheard = ["it was the wurst off times", "aisle bee their in an our"]
     assert all(a > b + 5 for a, b in zip(*map(prior.log_likelihoods, (said, misheard)), strict=True))

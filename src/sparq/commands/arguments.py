@@ -56,8 +56,8 @@ def add_model(command: Any) -> None:
 def add_prior(command: Any, default: str) -> None:
     """Let another language model be named that knows what people say."""
     text = (
-        "a text language model that weighs transcripts: a folder, a hub name, smollm2-135m, auto (that one where it is "
-        f"installed), or none (default {default})"
+        "a text language model that weighs transcripts: a folder, a hub name, smollm2-135m, auto (that one for models "
+        f"that ship, where it is installed), or none (default {default})"
     )
     command.add_argument("--prior", metavar="MODEL", default=default, help=text)
 

@@ -93,17 +93,20 @@ def _into_files(given: argparse.Namespace, form: str, wanted: list[tuple[Recordi
 def _unfinished(given: argparse.Namespace, waiting: Mapping[Recording, Path]) -> dict[Recording, Unfinished | None]:
     """Find what is heard already of recordings; of standard input nothing, which is never the same again."""
     from sparq.artifacts import fingerprint, read_manifest
-    from sparq.language.prior import prior_name
+    from sparq.language.prior import resolved
     from sparq.language.unfinished import Unfinished
 
-    settings = (search_options(given), given.detector, given.words, given.views, prior_name(given.prior))
-    model = read_manifest(model_folder(given), "speechlm").fingerprint if waiting else ""
     found: dict[Recording, Unfinished | None] = dict.fromkeys(waiting)
+    if not waiting:
+        return found
+    model = read_manifest(model_folder(given), "speechlm")
+    prior = resolved(given.prior, model.settings.get("prior"))
+    settings = (search_options(given), given.detector, given.words, given.views, prior)
     for one, target in waiting.items():
         if isinstance(one.source, Path) and one.source.is_file():
             state = one.source.stat()
             file = (str(one.source.resolve()), state.st_size, state.st_mtime_ns)
-            found[one] = Unfinished(target, fingerprint([file, model, settings]))
+            found[one] = Unfinished(target, fingerprint([file, model.fingerprint, settings]))
     return found
 
 

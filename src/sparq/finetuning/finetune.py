@@ -176,7 +176,9 @@ class FineTuning:
             rehearsed=self.general.rehearsed,
             measure=self._measure(lm.vocabulary),
         )
-        return SpeechLM(trained.model, lm.vocabulary, self.corpus.codebook, lm.vocoder, limits=lm.limits)
+        return SpeechLM(
+            trained.model, lm.vocabulary, self.corpus.codebook, lm.vocoder, limits=lm.limits, prior_name=lm.prior_name
+        )
 
     def _measure(self, vocabulary: Vocabulary) -> Measure:
         """Measure what stopping needs on all that is held out; outliers would take several times as long."""

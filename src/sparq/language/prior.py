@@ -7,9 +7,10 @@ texts are compared (n-best rescoring; in :mod:`sparq.language.rescoring` it take
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from transformers import AutoTokenizer
 
@@ -20,7 +21,13 @@ from sparq.language.likelihood import log_likelihoods
 from sparq.language.prefix_tree import reads_trees, tree_log_likelihoods
 from sparq.language.tasks import IGNORED, Example
 
-DEFAULT_PRIOR = "smollm2-135m"
+
+class Prior(Protocol):
+    """Whatever says how likely texts are."""
+
+    def log_likelihoods(self, texts: Sequence[str]) -> list[float]:
+        """Log-likelihood of each text as a sentence of its own, in nats."""
+        ...
 
 
 class TextPrior:
@@ -78,11 +85,42 @@ class TextPrior:
         return log_likelihoods(self.model, [Example([self._begin, *ids], [IGNORED, *ids]) for ids in written])
 
 
-def prior_name(name: str) -> str | None:
-    """Give what :meth:`TextPrior.load` takes for "auto", "none" or a name itself; None where there is no prior."""
-    if name == "auto":
-        return DEFAULT_PRIOR if installed(DEFAULT_PRIOR) else None
-    return None if name == "none" else name
+def resolved(asked: str, known: str | None) -> str | None:
+    """Name the prior that is meant by "auto", "none" or a name itself; None where there is none.
+
+    Args:
+        asked: see above.
+        known: the one that a model was saved with, which is "auto" where it is installed.
+    """
+    if asked == "auto":
+        return known if known and installed(known) else None
+    return None if asked == "none" else asked
+
+
+def find_prior(asked: str, known: str | None, device: str = "cpu") -> Prior | None:
+    """Give what :func:`resolved` names: at once if it was asked for by its name, else when it is first needed.
+
+    Raises:
+        UserError: what was asked for by its name cannot be loaded.
+    """
+    name = resolved(asked, known)
+    if name is None:
+        return None
+    return _Waiting(name, device) if asked == "auto" else TextPrior.load(name, device)
+
+
+class _Waiting:
+    """A prior that is loaded when it is first asked."""
+
+    def __init__(self, name: str, device: str) -> None:
+        self._load = functools.partial(TextPrior.load, name, device)
+
+    @functools.cached_property
+    def _loaded(self) -> TextPrior:
+        return self._load()
+
+    def log_likelihoods(self, texts: Sequence[str]) -> list[float]:
+        return self._loaded.log_likelihoods(texts)
 
 
 def as_sentence(text: str) -> str:

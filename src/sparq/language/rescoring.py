@@ -30,7 +30,7 @@ from sparq.language.vocabulary import Modality, Vocabulary
 from sparq.speech.units import Units
 
 if TYPE_CHECKING:
-    from sparq.language.prior import TextPrior
+    from sparq.language.prior import Prior
 
 HEARD = {"tts": 0.1}
 """How much it counts, beside that a text is heard in units, that they are how it would be said."""
@@ -76,7 +76,7 @@ def best_texts(
     candidates: Sequence[Sequence[str]],
     rescoring: Rescoring,
     views: Sequence[Sequence[Units]] | None = None,
-    prior: TextPrior | None = None,
+    prior: Prior | None = None,
     heard: Sequence[Mapping[str, float]] | None = None,
 ) -> list[str]:
     """Choose one of several transcripts for each utterance.
@@ -143,7 +143,7 @@ def _likeliest(
     vocabulary: Vocabulary,
     pairs: Sequence[Sequence[_Said]],
     weights: Mapping[str, float],
-    prior: TextPrior | None = None,
+    prior: Prior | None = None,
 ) -> list[_Said | None]:
     """Give the pair with the largest weighted log-likelihood of each group, None where nothing can be compared.
 
@@ -183,7 +183,7 @@ def _grouped(rows: Sequence[tuple[int, _Said]]) -> Iterator[list[int]]:
 
 
 def _likelihoods(
-    model: PreTrainedModel, vocabulary: Vocabulary, pairs: Sequence[_Said], task: str, prior: TextPrior | None
+    model: PreTrainedModel, vocabulary: Vocabulary, pairs: Sequence[_Said], task: str, prior: Prior | None
 ) -> list[float]:
     """Give the log-likelihood in a task of each pair, its mean over the ways of hearing it where these matter."""
     if prior and task == "textlm":

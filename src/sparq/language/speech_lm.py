@@ -19,7 +19,7 @@ from sparq.errors import UserError
 from sparq.language.folder import Parts, read_folder, write_folder
 from sparq.language.generation import GenerationOptions, generate
 from sparq.language.listening import BATCH, Segment, listen, write_down
-from sparq.language.prior import TextPrior
+from sparq.language.prior import Prior
 from sparq.language.rescoring import Rescoring
 from sparq.language.speaking import Spoken, go_on, speak, stream
 from sparq.language.tasks import TASKS, continuation_prompt, prompt
@@ -69,8 +69,10 @@ class SpeechLM:
         codebook: what its units mean.
         vocoder: what speaks its units, or None for a model that only listens and writes.
         limits: how long an utterance may be.
-        prior_name: another language model that says which of several transcripts is likely, by the name that
-            ``TextPrior.load`` takes; None for the model itself.
+        prior_name: a language model that has read more of the same language, by the name that ``TextPrior.load``
+            takes; it is saved with the model. None if there is none.
+        prior: the language model that is asked which of several transcripts is likely; None for the model itself,
+            which is so unless :func:`sparq.load` or who has it sets another.
 
     Raises:
         UserError: the parts were not made for each other.
@@ -84,6 +86,7 @@ class SpeechLM:
         vocoder: Vocoder | None = None,
         *,
         limits: Limits | None = None,
+        prior_name: str | None = None,
         extractor: UnitExtractor | None = None,
         detector: Detector | None = None,
     ) -> None:
@@ -95,6 +98,7 @@ class SpeechLM:
             codebook: see the class.
             vocoder: see the class.
             limits: see the class.
+            prior_name: see the class.
             extractor: spares loading the codebook's encoder again.
             detector: what finds speech in recordings; Silero if None.
         """
@@ -112,7 +116,8 @@ class SpeechLM:
             self.detector = detector
         self.vocabulary, self.codebook, self.vocoder = vocabulary, codebook, vocoder
         self.limits = limits or Limits()
-        self.prior_name: str | None = None
+        self.prior_name = prior_name
+        self.prior: Prior | None = None
         known = getattr(model.config, RECORD, None) or {}
         for name, given in self._record().items():
             require_match(f"the model (its {name})", known.get(name, given), given)
@@ -132,11 +137,6 @@ class SpeechLM:
         """What finds speech in recordings; it may be set to another (``sparq.speech.activity``)."""
         return load_detector()
 
-    @functools.cached_property
-    def prior(self) -> TextPrior | None:
-        """The model that ``prior_name`` names, loaded when it is first needed; it may be set to another, or to None."""
-        return TextPrior.load(self.prior_name, str(self.model.device)) if self.prior_name else None
-
     def save(self, folder: str | Path, *, half: bool = False, complete: bool = True) -> Manifest:
         """Write the folder, whole or not at all.
 
@@ -150,7 +150,9 @@ class SpeechLM:
         """
         setattr(self.model.config, RECORD, self._record())
         parts = Parts(self.model, self.vocabulary, self.codebook, self.vocoder)
-        settings = {"limits": dataclasses.asdict(self.limits)}
+        settings: dict[str, Any] = {"limits": dataclasses.asdict(self.limits)}
+        if self.prior_name:
+            settings["prior"] = self.prior_name
         return write_folder(Path(folder), parts, settings, half=half, complete=complete)
 
     @classmethod
@@ -169,7 +171,8 @@ class SpeechLM:
             limits = Limits(**settings["limits"])
         except (KeyError, TypeError) as error:
             raise UserError(f"{folder}: damaged manifest (limits: {error})") from error
-        return cls(parts.model, parts.vocabulary, parts.codebook, parts.vocoder, limits=limits)
+        codebook, name = parts.codebook, settings.get("prior")
+        return cls(parts.model, parts.vocabulary, codebook, parts.vocoder, limits=limits, prior_name=name)
 
     @overload
     def transcribe(self, audio: Audio, options: GenerationOptions | None = None, *, views: int = ...) -> str: ...
