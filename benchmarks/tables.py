@@ -63,7 +63,7 @@ def shipped(kept: dict[str, Any]) -> str:
     after = (
         f"The vocoder alone, from real units of the same sentences: {alone['test']['raw units']:.1f} %, and "
         f"{alone['test']['merged units']:.1f} % from merged ones with predicted durations. Of the sentences 2 % also "
-        "occur inside a training text."
+        "occur inside a training text. The prior has read the web, which may hold them, too."
     )
     made = table(["heard or said", "number", "task", *SINKS], rows, left=3)
     return f"{textwrap.fill(before, 120)}\n\n{made}\n{textwrap.fill(after, 120)}\n"
