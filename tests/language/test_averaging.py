@@ -46,6 +46,13 @@ def test_every_weight_is_the_mean(make, count):
         assert all(torch.equal(weight, state[name]) for name, weight in lm.model.state_dict().items())
 
 
+def test_a_mean_knows_the_prior_that_any_knows(make):
+    models = [make(0), make(1), make(2)]
+    assert average(models).prior_name is None
+    models[1].prior_name = "smollm2-135m"
+    assert average(models).prior_name == "smollm2-135m"
+
+
 def test_models_that_have_no_mean(make):
     with pytest.raises(UserError, match="several architectures or attentions"):
         average([make(0), make(1, sink="zero")])

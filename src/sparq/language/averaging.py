@@ -42,6 +42,7 @@ def average(models: Sequence[SpeechLM]) -> SpeechLM:
     for name, weight in first.model.state_dict().items():
         if weight.is_floating_point():
             weight.copy_(torch.stack([weight, *(state[name] for state in states)]).mean(0))
+    first.prior_name = next((lm.prior_name for lm in models if lm.prior_name), None)
     return first
 
 
