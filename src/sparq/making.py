@@ -145,9 +145,7 @@ def adapt_speechlm(
         if sink is not None:
             install(lm.model, **AttentionConfig().arguments(sink))
         trained = adapt_model(lm.model, corpus, lm.vocabulary, config, work / TRAINING, watcher.training)
-        return SpeechLM(
-            trained.model, lm.vocabulary, corpus.codebook, lm.vocoder, limits=lm.limits, prior_name=lm.prior_name
-        )
+        return lm.with_model(trained.model, corpus.codebook)
 
     def build(work: Path) -> None:
         train(work).save(work / SPEECHLM)

@@ -83,15 +83,15 @@ def test_what_a_search_has_told_is_not_asked_again(model, vocabulary):
     expected = best_texts(model, vocabulary, UNITS, TEXTS, Rescoring(0.3, 0.7))
     read = []
     model.register_forward_pre_hook(lambda _, __, given: read.extend(given["input_ids"].tolist()), with_kwargs=True)
-    assert best_texts(model, vocabulary, UNITS, TEXTS, Rescoring(0.3, 0.7), heard=asr) == expected
+    assert best_texts(model, vocabulary, UNITS, TEXTS, Rescoring(0.3, 0.7), told=asr) == expected
     begins = [prompt(task, vocabulary, units) for units in UNITS]
     assert read
     assert not any(ids[: len(one)] == one for ids in read for one in begins)
     # Some may be told, and what is told is believed.
     less = [dict(list(its.items())[:1]) for its in asr]
-    assert best_texts(model, vocabulary, UNITS, TEXTS, Rescoring(0.3, 0.7), heard=less) == expected
+    assert best_texts(model, vocabulary, UNITS, TEXTS, Rescoring(0.3, 0.7), told=less) == expected
     wrong = [its | {list(its)[-1]: 1e6} for its in asr]
-    assert best_texts(model, vocabulary, UNITS, TEXTS, Rescoring(), heard=wrong) == [texts[-1] for texts in TEXTS]
+    assert best_texts(model, vocabulary, UNITS, TEXTS, Rescoring(), told=wrong) == [texts[-1] for texts in TEXTS]
 
 
 def test_the_other_tasks_are_asked_of_the_five_that_asr_finds_likeliest(model, vocabulary):

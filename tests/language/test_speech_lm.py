@@ -22,8 +22,9 @@ from sparq.language import listening, speaking, speech_lm
 from sparq.language.alignment import word_times
 from sparq.language.generation import GenerationOptions, beam_search, generate
 from sparq.language.joint_search import Answer, search_together
+from sparq.language.limits import Limits
 from sparq.language.rescoring import Rescoring, best_texts
-from sparq.language.speech_lm import Limits, SpeechLM
+from sparq.language.speech_lm import SpeechLM
 from sparq.language.tasks import TASKS, continuation_prompt, prompt
 from sparq.language.vocabulary import Modality
 from sparq.quantization import QuantizationConfig, quantize

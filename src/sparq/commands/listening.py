@@ -150,7 +150,7 @@ def _model(given: argparse.Namespace) -> SpeechLM:
     from sparq.speech.activity import load_detector
 
     lm = load_model(given)
-    if lm.model.config.hidden_size < _WIDE and "OMP_NUM_THREADS" not in os.environ:
+    if lm.prior is None and lm.model.config.hidden_size < _WIDE and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)
     lm.detector = load_detector(given.detector)
     return lm

@@ -176,9 +176,7 @@ class FineTuning:
             rehearsed=self.general.rehearsed,
             measure=self._measure(lm.vocabulary),
         )
-        return SpeechLM(
-            trained.model, lm.vocabulary, self.corpus.codebook, lm.vocoder, limits=lm.limits, prior_name=lm.prior_name
-        )
+        return lm.with_model(trained.model, self.corpus.codebook)
 
     def _measure(self, vocabulary: Vocabulary) -> Measure:
         """Measure what stopping needs on all that is held out; outliers would take several times as long."""

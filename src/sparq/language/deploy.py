@@ -42,6 +42,6 @@ def deploy(
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as work:
         made = quantized_copy(lm.model, config) if engine == "torch" else deploy_model(lm.model, config, Path(work))
-        deployed = SpeechLM(made, lm.vocabulary, lm.codebook, lm.vocoder, limits=lm.limits, prior_name=lm.prior_name)
+        deployed = lm.with_model(made)
         deployed.save(folder, complete=complete)
     return SpeechLM.load(folder)

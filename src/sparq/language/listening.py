@@ -135,14 +135,14 @@ def write_down(
         return best_texts(lm.model, vocabulary, units, texts, weights, views, lm.prior)
     found = search_together(lm.model, vocabulary, prompts, task.target, options, batch=batch)
     texts = [[vocabulary.decode_text(its.ids) for its in answers] for answers in found]
-    told = [_told(vocabulary, answers) for answers in found]
+    told = [_told(vocabulary, *both) for both in zip(texts, found, strict=True)]
     return best_texts(lm.model, vocabulary, units, texts, weights, views, lm.prior, told)
 
 
-def _told(vocabulary: Vocabulary, answers: Sequence[Answer]) -> dict[str, float]:
+def _told(vocabulary: Vocabulary, texts: Sequence[str], answers: Sequence[Answer]) -> dict[str, float]:
     """Give the log-likelihood of texts that were found in the pieces they are written in; others have less of it."""
-    texts = [(vocabulary.decode_text(its.ids), its) for its in answers]
-    return {text: its.log_likelihood for text, its in texts if vocabulary.encode_text(text) == its.ids}
+    both = zip(texts, answers, strict=True)
+    return {text: its.log_likelihood for text, its in both if vocabulary.encode_text(text) == its.ids}
 
 
 def _words(lm: SpeechLM, piece: _Piece, text: str) -> tuple[Word, ...]:

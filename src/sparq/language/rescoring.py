@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -77,7 +78,7 @@ def best_texts(
     rescoring: Rescoring,
     views: Sequence[Sequence[Units]] | None = None,
     prior: Prior | None = None,
-    heard: Sequence[Mapping[str, float]] | None = None,
+    told: Sequence[Mapping[str, float]] | None = None,
 ) -> list[str]:
     """Choose one of several transcripts for each utterance.
 
@@ -90,15 +91,15 @@ def best_texts(
         rescoring: the weights.
         views: units of each utterance heard in other ways, which count as much; None for no other.
         prior: who says how likely a text is to be written; None for the model itself.
-        heard: log p(text | units) of each utterance's texts where a search has told it; the model is asked for others.
+        told: log p(text | units) of each utterance's texts where a search has told it; the model is asked for others.
 
     Returns:
         A text for each utterance.
     """
     ways = [(one, *others) for one, others in zip(units, views or [()] * len(units), strict=True)]
     pairs = [
-        [_Said(text, way, known.get(text)) for text in dict.fromkeys(texts) if vocabulary.write_text(text)]
-        for way, texts, known in zip(ways, candidates, heard or [{}] * len(units), strict=True)
+        [_Said(text, way, known.get(text, math.nan)) for text in dict.fromkeys(texts) if vocabulary.write_text(text)]
+        for way, texts, known in zip(ways, candidates, told or [{}] * len(units), strict=True)
     ]
     chosen = _likeliest(model, vocabulary, pairs, rescoring.weights, prior)
     return [texts[0] if best is None else best.text for texts, best in zip(candidates, chosen, strict=True)]
@@ -130,12 +131,12 @@ def best_units(
 class _Said:
     """A text and units that may belong together, of one way in which it was heard or of several.
 
-    Its log-likelihood in the task ASR may be known.
+    Its log-likelihood in the task ASR may be known, and is no number where it is not.
     """
 
     text: str
     heard: tuple[Units, ...]
-    asr: float | None = None
+    asr: float = math.nan
 
 
 def _likeliest(
@@ -188,7 +189,7 @@ def _likelihoods(
     """Give the log-likelihood in a task of each pair, its mean over the ways of hearing it where these matter."""
     if prior and task == "textlm":
         return prior.log_likelihoods([said.text for said in pairs])
-    asked = [said for said in pairs if task != "asr" or said.asr is None]
+    asked = [said for said in pairs if task != "asr" or math.isnan(said.asr)]
     spoken = Modality.SPEECH in (TASKS[task].condition, TASKS[task].target)
     ways = [said.heard if spoken else said.heard[:1] for said in asked]
     examples = [
@@ -198,7 +199,7 @@ def _likelihoods(
     ]
     found = iter(log_likelihoods(model, examples))
     means = {said: sum(next(found) for _ in heard) / len(heard) for said, heard in zip(asked, ways, strict=True)}
-    return [means[said] if said in means else float(said.asr or 0) for said in pairs]
+    return [means.get(said, said.asr) for said in pairs]
 
 
 def _length(vocabulary: Vocabulary, said: _Said) -> int:

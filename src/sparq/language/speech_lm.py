@@ -18,6 +18,7 @@ from sparq.artifacts import Manifest, require_match
 from sparq.errors import UserError
 from sparq.language.folder import Parts, read_folder, write_folder
 from sparq.language.generation import GenerationOptions, generate
+from sparq.language.limits import Limits
 from sparq.language.listening import BATCH, Segment, listen, write_down
 from sparq.language.prior import Prior
 from sparq.language.rescoring import Rescoring
@@ -39,25 +40,6 @@ RECORD = "sparq_parts"
 CREATIVE = GenerationOptions(method="sample", top_p=0.9)
 SPEAKING = GenerationOptions(method="sample", temperature=0.4, draws=5)
 """How text is said: five times, and that is spoken in which the model itself hears the text best."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Limits:
-    """How long an utterance may be that the model hears or says at once; what is longer is cut.
-
-    Attributes:
-        seconds: of speech, cut at pauses.
-        words: of text, cut at the ends of sentences and phrases.
-    """
-
-    seconds: float = 9.0
-    words: int = 24
-
-    def __post_init__(self) -> None:
-        if not self.seconds >= 2:
-            raise UserError(f"limits.seconds: {self.seconds!r} (expected at least 2)")
-        if not isinstance(self.words, int) or self.words < 1:
-            raise UserError(f"limits.words: {self.words!r} (expected a whole number of at least 1)")
 
 
 class SpeechLM:
@@ -126,6 +108,12 @@ class SpeechLM:
     def _record(self) -> dict[str, str]:
         """Say what gives the model's ids their meaning."""
         return {"vocabulary": self.vocabulary.fingerprint, "codebook": self.codebook.meaning}
+
+    def with_model(self, model: Any, codebook: Codebook | None = None) -> SpeechLM:
+        """Put another model in the place of this one's; a codebook, too, whose units mean the same."""
+        codebook = codebook or self.codebook
+        limits, name = self.limits, self.prior_name
+        return SpeechLM(model, self.vocabulary, codebook, self.vocoder, limits=limits, prior_name=name)
 
     @functools.cached_property
     def extractor(self) -> UnitExtractor:
@@ -238,7 +226,7 @@ class SpeechLM:
 
         Args:
             units: none of them empty.
-            options: how pieces are chosen; a beam of 8 if None, of 4 if there are views.
+            options: how pieces are chosen; a beam of 8 if None; of 4 if there are views, of 12 with a prior.
             rescoring: how the texts that a beam ends with are weighed again; None for its defaults.
             views: units of each utterance heard in other ways (:mod:`sparq.speech.views`), none of them empty: beams
                 are scored by all of them (:mod:`sparq.language.joint_search`). None for no other.
