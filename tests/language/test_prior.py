@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -9,8 +11,9 @@ import sparq
 from sparq.assets import installed, shipped
 from sparq.cli import main
 from sparq.errors import UserError
+from sparq.language import listening
 from sparq.language.listening import write_down
-from sparq.language.prior import TextPrior, as_sentence
+from sparq.language.prior import TextPrior, as_sentence, find_prior
 from sparq.language.rescoring import WITH_PRIOR, Rescoring, best_texts
 from sparq.language.speech_lm import SpeechLM
 from sparq.language.tasks import TASKS, example
@@ -135,6 +138,24 @@ def test_the_one_that_a_model_was_saved_with_is_taken_where_it_is_installed(
         assert main(["transcribe", str(tiny_run.audio), "--model", str(model), *more]) == 0
         assert len(loaded) == times
     capsys.readouterr()
+
+
+def test_it_is_loaded_beside_what_comes_before_it_is_asked(folder, tiny_run, monkeypatch):
+    lm = SpeechLM.load(tiny_run.folder / "none" / "speechlm")
+    monkeypatch.setattr("sparq.language.prior.installed", lambda _: True)
+    lm.prior = find_prior("auto", str(folder))
+    load, search, loaded, searched = TextPrior.load, listening.search_together, threading.Event(), []
+    monkeypatch.setattr(TextPrior, "load", lambda *given: (load(*given), loaded.set())[0])
+    monkeypatch.setattr(
+        listening, "search_together", lambda *a, **k: (searched.append(loaded.wait(60)), search(*a, **k))[1]
+    )
+    lm.transcribe(str(tiny_run.audio))
+    assert searched
+    assert all(searched)
+    (folder / "config.json").write_text("{")
+    lm.prior = find_prior("auto", str(folder))
+    with pytest.raises(UserError, match=r"^prior: "):
+        lm.transcribe(str(tiny_run.audio))
 
 
 @pytest.mark.parametrize("sink", ["none", "max", "zero"])

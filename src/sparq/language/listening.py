@@ -20,6 +20,7 @@ from sparq.language.alignment import word_times
 from sparq.language.generation import GenerationOptions, beam_search, candidates
 from sparq.language.joint_search import Answer, search_together
 from sparq.language.likelihood import log_likelihoods
+from sparq.language.prior import get_ready
 from sparq.language.rescoring import WITH_PRIOR, Rescoring, best_texts
 from sparq.language.tasks import IGNORED, TASKS, example, prompt
 from sparq.language.vocabulary import Vocabulary
@@ -94,6 +95,7 @@ def listen(
         The number of a recording and its next segment, in order; None in place of it when that recording is over.
         Segments in which nothing was understood are left out.
     """
+    get_ready(lm.prior)  # it is asked last
     pieces = _pieces(lm, recordings, views, heard)
     taken = 1
     while found := list(itertools.islice(pieces, taken)):

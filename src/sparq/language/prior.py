@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol
 
 from transformers import AutoTokenizer
@@ -110,17 +111,34 @@ def find_prior(asked: str, known: str | None, device: str = "cpu") -> Prior | No
 
 
 class _Waiting:
-    """A prior that is loaded when it is first asked."""
+    """A prior that is loaded when it is first asked, or beside other work that comes before."""
 
     def __init__(self, name: str, device: str) -> None:
-        self._load = functools.partial(TextPrior.load, name, device)
+        self._name, self._device = name, device
 
     @functools.cached_property
-    def _loaded(self) -> TextPrior:
-        return self._load()
+    def _loading(self) -> Future[TextPrior]:
+        threads = ThreadPoolExecutor(1)
+        loading = threads.submit(self._load)
+        threads.shutdown(wait=False)
+        return loading
+
+    def _load(self) -> TextPrior:
+        prior = TextPrior.load(self._name, self._device)
+        prior.log_likelihoods(["."])  # its weights come from the disk when they are first read
+        return prior
+
+    def begin(self) -> None:
+        _ = self._loading
 
     def log_likelihoods(self, texts: Sequence[str]) -> list[float]:
-        return self._loaded.log_likelihoods(texts)
+        return self._loading.result().log_likelihoods(texts)
+
+
+def get_ready(prior: Prior | None) -> None:
+    """Have a prior loaded on another thread, if it is one that waits to be asked."""
+    if isinstance(prior, _Waiting):
+        prior.begin()
 
 
 def as_sentence(text: str) -> str:
