@@ -92,6 +92,23 @@ def test_prompts_that_are_the_same_change_nothing_and_a_beam_of_one_is_greedy(ma
     assert ids_of(found) == [[plain_greedy(model, joint_vocabulary, one, TEXT, 8)] for one in prompts]
 
 
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_beams_far_behind_the_best_are_given_up(make_tiny, seed):
+    model, prompts = opinionated(make_tiny, seed), [[1, 4], [2, 2, 4], [3, 1, 2, 4]]
+    options = GenerationOptions(method="beam", beams=20, max_pieces=4)
+    (everything,) = search_together(model, Small(), [prompts], SPEECH, options)
+    counts = []
+    for margin in (0.0, 0.5, 2.0, 100.0):
+        (found,) = search_together(model, Small(), [prompts], SPEECH, options, margin=margin)
+        assert all(its.log_likelihood >= found[0].log_likelihood - margin for its in found)
+        assert [its for its in everything if its in found] == found
+        counts.append(len(found))
+    assert counts == sorted(counts)
+    assert counts[0] == 1 < counts[-1] == len(everything)
+    greedy = search_together(model, Small(), [prompts], SPEECH, GenerationOptions(max_pieces=4))
+    assert search_together(model, Small(), [prompts], SPEECH, options, margin=0.0) == greedy
+
+
 def test_the_search_stops_where_positions_end(make_tiny, joint_vocabulary):
     model = make_tiny("llama", joint_vocabulary)
     positions = model.config.max_position_embeddings

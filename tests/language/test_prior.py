@@ -107,12 +107,14 @@ def test_it_judges_all_that_a_wider_beam_finds(monkeypatch):
         "sparq.language.listening.best_texts", lambda _, __, ___, texts, *more: told.append((texts, more)) or [""]
     )
     write_down(lm, units, views=views)
-    ((((texts,), (weights, _, prior, _))),) = told
-    assert len(texts) == 12
+    monkeypatch.setattr("sparq.language.listening._MARGIN", 100.0)
+    write_down(lm, units, rescoring=Rescoring(0, 1), views=views)
+    ((near,), (weights, _, prior, _)), ((texts,), (others, *_)) = told
+    assert len(texts) == 24
+    assert near == texts[: len(near)] != texts  # of so little speech, the second best is far behind
     assert weights == WITH_PRIOR
     assert prior is lm.prior
-    write_down(lm, units, rescoring=Rescoring(0, 1), views=views)
-    assert told[1][1][0] == Rescoring(0, 1)
+    assert others == Rescoring(0, 1)
 
 
 def test_the_one_that_a_model_was_saved_with_is_taken_where_it_is_installed(
@@ -185,6 +187,7 @@ def test_one_without_a_weight_is_not_asked(make_tiny, vocabulary):
 def test_the_command_asks_it(folder, tmp_path, tiny_run, capsys, monkeypatch):
     model = str(tiny_run.folder / "none" / "speechlm")
     asked = []
+    monkeypatch.setattr("sparq.language.listening._MARGIN", 1000.0)
     weigh = TextPrior.log_likelihoods
     monkeypatch.setattr(TextPrior, "log_likelihoods", lambda self, texts: asked.extend(texts) or weigh(self, texts))
     assert main(["transcribe", str(tiny_run.audio), "--model", model, "--prior", str(folder)]) == 0

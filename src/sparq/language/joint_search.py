@@ -9,6 +9,7 @@ decoded. It costs what the searches would cost together. With one prompt it is t
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -42,6 +43,7 @@ def search_together(
     target: Modality,
     options: GenerationOptions,
     *,
+    margin: float = math.inf,
     batch: int = 16,
 ) -> list[list[Answer]]:
     """Find what all prompts of a group would go on with.
@@ -52,6 +54,7 @@ def search_together(
         groups: prompts of each group, at least one.
         target: what is to be generated.
         options: method "beam", or "greedy" for a beam of 1.
+        margin: nats behind the best at which a beam is given up, so that a search is as wide as it is unsure.
         batch: prompts at once, but those of a group are never parted; what comes out does not depend on it.
 
     Returns:
@@ -70,7 +73,7 @@ def search_together(
             lengths = [max(map(len, groups[index])) for index in alike]
             for chosen in batches(lengths, max(1, batch // count), context - options.max_pieces):
                 room = min(options.max_pieces, context - lengths[chosen[-1]])
-                searches = [_Beams(options, vocabulary.end_id, room) for _ in chosen]
+                searches = [_Beams(options, vocabulary.end_id, room, margin) for _ in chosen]
                 prompts = [prompt for place in chosen for prompt in groups[alike[place]]]
                 _search(base, searches, prompts, vocabulary.pad_id, forbidden)
                 for place, search in zip(chosen, searches, strict=True):
@@ -85,14 +88,15 @@ class _Beams:
         options: how wide and how long.
         end_id: what ends an answer.
         room: pieces that an answer may have.
+        margin: see :func:`search_together`.
 
     Attributes:
         alive: pieces of each beam that may go on, the best first.
     """
 
-    def __init__(self, options: GenerationOptions, end_id: int, room: int) -> None:
+    def __init__(self, options: GenerationOptions, end_id: int, room: int, margin: float) -> None:
         self._width, self._penalty, self._least = options.answers, options.length_penalty, options.min_pieces
-        self._end, self._room = end_id, room
+        self._end, self._room, self._margin = end_id, room, margin
         self._scores = np.zeros(1)
         self._ended: list[tuple[float, Answer]] = []
         self.alive: list[list[int]] = [[]]
@@ -109,12 +113,13 @@ class _Beams:
             scores[:, self._end] = -np.inf
         size = min(2 * self._width, scores.size)  # as many as there are beside any ends
         best = np.argpartition(-scores, size - 1, axis=None)[:size]
+        least = max([scores.max(), *(its.log_likelihood for _, its in self._ended)]) - self._margin
         parents: list[int] = []
         alive: list[list[int]] = []
         kept: list[float] = []
         for rank, place in enumerate(best[np.argsort(-scores.flat[best], kind="stable")]):
             (parent, piece), score = divmod(int(place), scores.shape[1]), float(scores.flat[place])
-            if score == -np.inf or len(alive) == self._width:
+            if score == -np.inf or score < least or len(alive) == self._width:
                 break
             if piece != self._end:
                 parents.append(parent)
@@ -141,8 +146,9 @@ class _Beams:
         alive = map(Answer, self.alive, self._scores.tolist())
         full = bool(self.alive) and len(self.alive[0]) == self._room
         whole = [(its.log_likelihood / len(its.ids) ** self._penalty, its) for its in alive if full]
-        found = sorted([*self._ended, *whole], key=lambda its: -its[0])
-        return [its for _, its in found[: self._width]]
+        found = [its for _, its in sorted([*self._ended, *whole], key=lambda its: -its[0])]
+        least = max((its.log_likelihood for its in found), default=0.0) - self._margin
+        return [its for its in found if its.log_likelihood >= least][: self._width]
 
 
 def _search(

@@ -33,11 +33,12 @@ from sparq.speech.voice import Word
 if TYPE_CHECKING:
     from sparq.language.speech_lm import SpeechLM
 
-LISTENING, LISTENING_IN_VIEWS, LISTENING_WITH_PRIOR = beam_search(8), beam_search(4), beam_search(12)
+LISTENING, LISTENING_IN_VIEWS, LISTENING_WITH_PRIOR = beam_search(8), beam_search(4), beam_search(24)
 """How speech is written down that is heard in one way, in several, and in several where a prior chooses: what was said
 has one right answer, and a wrong piece spoils those after it."""
 
 BATCH = 16
+_MARGIN = 6.0  # nats behind the best at which a beam is given up where a prior chooses, which seldom takes it
 _LEAD = 0.2  # seconds of silence before a recording that begins with speech; other stretches keep as much of their own
 _READ_AHEAD = 4  # batches whose pieces are sorted by length, so that those of like length share one
 
@@ -124,7 +125,9 @@ def write_down(
     batch: int = BATCH,
 ) -> list[str]:
     """Write down what is said in raw units; see ``SpeechLM.write_down``."""
+    margin = math.inf
     if options is None:
+        margin = _MARGIN if lm.prior else margin
         in_views = LISTENING_WITH_PRIOR if lm.prior else LISTENING_IN_VIEWS
         options = in_views if any(views or ()) else LISTENING
     task, vocabulary = TASKS["asr"], lm.vocabulary
@@ -135,7 +138,7 @@ def write_down(
         drawn = iter(candidates(lm.model, vocabulary, list(chain(*prompts)), task.target, options, batch=batch))
         texts = [[vocabulary.decode_text(ids) for ids in chain(*(next(drawn) for _ in heard))] for heard in ways]
         return best_texts(lm.model, vocabulary, units, texts, weights, views, lm.prior)
-    found = search_together(lm.model, vocabulary, prompts, task.target, options, batch=batch)
+    found = search_together(lm.model, vocabulary, prompts, task.target, options, margin=margin, batch=batch)
     texts = [[vocabulary.decode_text(its.ids) for its in answers] for answers in found]
     told = [_told(vocabulary, *both) for both in zip(texts, found, strict=True)]
     return best_texts(lm.model, vocabulary, units, texts, weights, views, lm.prior, told)

@@ -226,7 +226,7 @@ class SpeechLM:
 
         Args:
             units: none of them empty.
-            options: how pieces are chosen; a beam of 8 if None; of 4 if there are views, of 12 with a prior.
+            options: how pieces are chosen; a beam of 8 if None; of 4 if there are views, of 24 with a prior.
             rescoring: how the texts that a beam ends with are weighed again; None for its defaults.
             views: units of each utterance heard in other ways (:mod:`sparq.speech.views`), none of them empty: beams
                 are scored by all of them (:mod:`sparq.language.joint_search`). None for no other.
