@@ -57,6 +57,7 @@ def test_random_growth_gives_both_ways_the_same(make_tiny, vocabulary):
     model, random = make_tiny("gpt2", vocabulary, positions=64).eval(), np.random.default_rng(0)
     with torch.no_grad():
         ways, width, count = [way(model, PROMPTS, pad_id=0) for way in (_Tree, _Rows)], 1, 3
+        grown = max(map(len, PROMPTS))
         for _ in range(20):
             kept = sorted(random.permutation(count)[: max(1, count - (random.random() < 0.1))].tolist())
             wide = int(random.integers(1, 6))
@@ -67,5 +68,6 @@ def test_random_growth_gives_both_ways_the_same(make_tiny, vocabulary):
             )
             for one in ways:
                 one.grow(*step)
-            width, count = wide, len(kept)
+            width, count, grown = wide, len(kept), grown + wide
             torch.testing.assert_close(ways[0].logits, ways[1].logits, rtol=1e-9, atol=1e-9)
+    assert ways[0]._cache.get_seq_length() < grown / 2  # what no branch sees is forgotten

@@ -19,6 +19,8 @@ from sparq.language.generation import left_padded
 from sparq.language.prefix_tree import hidden, reads_trees
 from sparq.quantization.calibration import model_inputs
 
+_CROWDED = 0.7  # share of the cache that is seen, at which tidying it costs more than it saves
+
 
 class Branches(abc.ABC):
     """The branches of some prompts, as many of each.
@@ -66,8 +68,10 @@ class _Tree(Branches):
         kept, ids = torch.tensor(prompts, device=device), torch.tensor(pieces, device=device)
         if len(kept) < len(self._last):
             self._cache.reorder_cache(kept)
+        self._mask = self._mask[kept[:, None], torch.tensor(parents, device=device)]
+        self._forget()
         itself = torch.eye(ids.shape[1], dtype=torch.bool, device=device).expand(len(kept), -1, -1)
-        self._mask = torch.cat([self._mask[kept[:, None], torch.tensor(parents, device=device)], itself], dim=2)
+        self._mask = torch.cat([self._mask, itself], dim=2)
         self._last = self._last[kept] + 1
         made = self._model(
             input_ids=ids,
@@ -77,6 +81,18 @@ class _Tree(Branches):
             use_cache=True,
         )
         self._cache, self.logits = made.past_key_values, made.logits
+
+    def _forget(self) -> None:
+        """Drop from the cache what no branch sees, where that is most of it."""
+        seen = self._mask.any(dim=1)
+        most = int(seen.sum(dim=1).max())
+        if most > _CROWDED * seen.shape[1]:
+            return
+        places = (~seen).to(torch.uint8).argsort(dim=1, stable=True)[:, :most]
+        self._mask = self._mask.gather(2, places[:, None].expand(-1, self._mask.shape[1], -1))
+        for layer in self._cache.layers:
+            wanted = places[:, None, :, None].expand(-1, layer.keys.shape[1], -1, layer.keys.shape[3])
+            layer.keys, layer.values = layer.keys.gather(2, wanted), layer.values.gather(2, wanted)
 
 
 class _Rows(Branches):
