@@ -59,16 +59,21 @@ def test_a_transcript_is_written_as_a_sentence(text, written):
     assert as_sentence(text) == written
 
 
-def test_likelihoods_are_those_of_the_sentence_behind_the_first_token(folder):
+def test_a_transcript_is_a_sentence_and_a_short_one_maybe_a_part(folder):
     prior = TextPrior.load(str(folder))
-    expected = []
-    for text in TEXTS:
-        ids = prior.tokenizer(as_sentence(text)).input_ids
+
+    def alone(text):
+        ids = prior.tokenizer(text).input_ids
         with torch.no_grad():
             log_p = prior.model(torch.tensor([[prior.tokenizer.eos_token_id, *ids]])).logits[0].log_softmax(-1)
-        expected.append(sum(float(log_p[place, one]) for place, one in enumerate(ids)))
+        return sum(float(log_p[place, one]) for place, one in enumerate(ids))
+
+    expected = [np.log((np.exp(alone(text)) + np.exp(alone(as_sentence(text)))) / 2) for text in TEXTS]
     assert prior.log_likelihoods(TEXTS) == pytest.approx(expected, rel=1e-5)
     assert len(set(expected)) == len(expected)
+    long = "one two three one two three one"
+    told = [alone("One two."), alone(as_sentence(long))]
+    assert prior.log_likelihoods(["One two.", long]) == pytest.approx(told, rel=1e-5)
 
 
 def test_a_text_longer_than_its_positions_is_judged_by_what_fits(folder):

@@ -8,11 +8,13 @@ texts are compared (n-best rescoring; in :mod:`sparq.language.rescoring` it take
 from __future__ import annotations
 
 import functools
+import math
 import re
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol
 
+import numpy as np
 from transformers import AutoTokenizer
 
 from sparq.assets import installed, language_model
@@ -22,12 +24,14 @@ from sparq.language.likelihood import log_likelihoods
 from sparq.language.prefix_tree import reads_trees, tree_log_likelihoods
 from sparq.language.tasks import IGNORED, Example
 
+_FEW = 6  # words, which may be no sentence
+
 
 class Prior(Protocol):
     """Whatever says how likely texts are."""
 
     def log_likelihoods(self, texts: Sequence[str]) -> list[float]:
-        """Log-likelihood of each text as a sentence of its own, in nats."""
+        """Log-likelihood of each text on its own, in nats."""
         ...
 
 
@@ -77,9 +81,14 @@ class TextPrior:
         return cls(model, tokenizer)
 
     def log_likelihoods(self, texts: Sequence[str]) -> list[float]:
-        """Log-likelihood of each text as a sentence of its own, in nats."""
+        """Log-likelihood of each text in nats, on its own: as a sentence, and a few words also as a part of one."""
+        ways = [dict.fromkeys((as_sentence(text), *[text] * (len(text.split()) <= _FEW))) for text in texts]
+        found = iter(self._read([way for its in ways for way in its]))
+        return [float(np.logaddexp.reduce([next(found) - math.log(len(its)) for _ in its])) for its in ways]
+
+    def _read(self, texts: Sequence[str]) -> list[float]:
         positions = getattr(self.model.config, "max_position_embeddings", None)  # some models know no end
-        written = [self.tokenizer(as_sentence(text), add_special_tokens=False).input_ids for text in texts]
+        written = [self.tokenizer(text, add_special_tokens=False).input_ids for text in texts]
         written = [ids[: positions - 1] if positions else ids for ids in written]
         if reads_trees(self.model):
             return tree_log_likelihoods(self.model, [[self._begin, *ids] for ids in written])
