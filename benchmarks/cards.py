@@ -93,7 +93,7 @@ def card(sink: str, kept: dict[str, Any]) -> Card:
         ),
         limits=[
             "It learnt mostly from synthetic voices and read sentences; free conversation it understands badly.",
-            "People on the telephone: max mishears 31 % of one woman's prompts, 24 % with the prior (Moonshine tiny 10 %).",
+            "Prompts of one woman on the telephone: max mishears 31 %, 24 % with the prior (Moonshine tiny 10 %).",
             "Stretches of speech of at most 9 seconds; longer recordings are cut at pauses.",
             "The text that it writes by itself is that of a very small model, and may be wrong or unfit.",
             "English alone, without capitals and punctuation.",
