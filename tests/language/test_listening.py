@@ -18,7 +18,7 @@ class Parrot:
     """Every loudness is a unit, and every unit a word; it keeps what it was asked at once."""
 
     def __init__(self, model=None, vocabulary=None, seconds=9.0, positions=512):
-        self.asked = []
+        self.asked, self.prior = [], None
         self.detector = Loudness()
         self.limits = types.SimpleNamespace(seconds=seconds)
         self.model = model or types.SimpleNamespace(config=types.SimpleNamespace(max_position_embeddings=positions))
