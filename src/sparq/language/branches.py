@@ -19,7 +19,7 @@ from sparq.language.generation import left_padded
 from sparq.language.prefix_tree import hidden, reads_trees
 from sparq.quantization.calibration import model_inputs
 
-_CROWDED = 0.7  # share of the cache that is seen, at which tidying it costs more than it saves
+_CROWDED = 0.7  # share of the cache that branches see, up to which it is tidied: that copies it once
 
 
 class Branches(abc.ABC):
@@ -83,7 +83,7 @@ class _Tree(Branches):
         self._cache, self.logits = made.past_key_values, made.logits
 
     def _forget(self) -> None:
-        """Drop from the cache what no branch sees, where that is most of it."""
+        """Drop from the cache what no branch sees, where that is a good part of it."""
         seen = self._mask.any(dim=1)
         most = int(seen.sum(dim=1).max())
         if most > _CROWDED * seen.shape[1]:
