@@ -4,13 +4,13 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from transformers import HubertConfig, HubertModel
+from transformers import HubertConfig, HubertModel, MoonshineConfig, MoonshineModel
 
 from sparq.assets import embedded
 from sparq.errors import UserError
 from sparq.speech.audio import RATE, load_audio
 from sparq.speech.encoder import Encoder, load_encoder
-from sparq.speech.moonshine import one_thread
+from sparq.speech.moonshine import FIRST_FRAME, HOP, moonshine_weights, one_thread
 from sparq.speech.units import fit_codebook
 
 
@@ -56,6 +56,30 @@ def test_float_graph_is_the_packaged_graph_up_to_its_eight_bits(speech):
     assert ours.shape == packaged[0].shape == (whole.frames(len(wave)), 288)
     cosine = (ours * packaged[0]).sum(1) / np.linalg.norm(ours, axis=1) / np.linalg.norm(packaged[0], axis=1)
     assert cosine.mean() > 0.98
+
+
+@pytest.mark.parametrize("frames", [1, 2, 75])
+def test_every_layer_of_moonshine_is_that_of_transformers(speech, frames):
+    samples = FIRST_FRAME + (frames - 1) * HOP
+    arrays = moonshine_weights(embedded("moonshine-tiny/encoder"))
+    packaged = {
+        **{f"conv{n}.weight": arrays[f"conv{n}.weight_add_tensor"] for n in (1, 2, 3)},
+        "groupnorm.weight": arrays["onnx::Mul_2080"].ravel(),
+        "groupnorm.bias": arrays["onnx::Add_2081"].ravel(),
+        **{name: array for name, array in arrays.items() if name.endswith((".weight", ".bias"))},
+    }
+    for name in [name for name in arrays if name.startswith("/layers.") and arrays[name].ndim == 2]:
+        packaged[name.strip("/").replace("/", ".") + ".weight"] = arrays[name].T
+    model = MoonshineModel(MoonshineConfig(attn_implementation="eager")).encoder.eval()
+    model.load_state_dict({name: torch.tensor(array) for name, array in packaged.items()})
+    ends = [model.layers[0].register_forward_pre_hook(lambda _, given: states.append(given[0]))]
+    ends += [layer.register_forward_hook(lambda _, given, its: states.append(its)) for layer in model.layers[:-1]]
+    states: list[torch.Tensor] = []
+    with torch.inference_mode():
+        states.append(model(torch.from_numpy(speech[None, :samples])).last_hidden_state)
+    found = load_encoder("moonshine-tiny", layers=range(7)).encode([speech[:samples]])[0]
+    for expected, ours in zip(states, np.split(found, 7, axis=1), strict=True):
+        np.testing.assert_allclose(ours, expected[0], rtol=0, atol=3e-5 * float(expected.abs().max()))
 
 
 def test_a_batch_gives_the_units_of_one_by_one(encoder, codebook, speech):

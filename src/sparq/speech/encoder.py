@@ -146,8 +146,7 @@ class MoonshineEncoder(Encoder):
         self._session = moonshine.moonshine_session(path, chosen)
 
     def _forward(self, batch: np.ndarray) -> np.ndarray:
-        mask = np.ones(batch.shape, np.int64)
-        return np.concatenate(self._session.run(None, {"input_values": batch, "attention_mask": mask}), axis=-1)
+        return np.concatenate(self._session.run(None, {"input_values": batch}), axis=-1)
 
 
 class HubertEncoder(Encoder):

@@ -1,9 +1,10 @@
 """The Moonshine encoder as a float32 ONNX graph whose every layer can be read.
 
 The packaged file is in onnxruntime's own format and computes with 8-bit activations whose range is taken over the whole
-batch, so that an utterance's features depend on its neighbours in the batch. Here it is turned back into ONNX, and the
-8-bit products into float32 products of the same weights. That makes a batch of equal lengths exact and units steadier
-under noise, at the same speed (AVX2).
+batch, so that an utterance's features depend on its neighbours in the batch. Here its weights are taken out and put
+into a graph of our own (Jeffries et al. 2024, "Moonshine: Speech Recognition for Live Transcription and Voice
+Commands"), in float32 and with onnxruntime's fused attention. That makes a batch of equal lengths exact, units steadier
+under noise, and is 1.12 times as fast as the packaged graph with float32 products (AVX2).
 
 Which layer is best was measured on 20 minutes of hibari's speech (270 sentences; k = 200; a third held out) by how much
 of the phonemes' entropy the units tell (PNMI of Hsu et al. 2021, "HuBERT"), how much of the entropy of the place in the
@@ -29,9 +30,11 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
+from numpy.typing import NDArray
 
 from sparq.errors import UserError
 
@@ -41,6 +44,12 @@ DIMENSION = 288
 HOP = 384
 FIRST_FRAME = 895
 """Samples that the convolutions need for one frame; every further frame takes ``HOP`` more."""
+
+_HEADS = 8
+_ROTATED = 32  # of the 36 dimensions of a head; the others know no position
+_EPSILON = 1e-5
+_FUSED = "com.microsoft"  # the domain of onnxruntime's own operators
+_OPSET, _IR = 20, 9
 
 
 def one_thread() -> onnxruntime.SessionOptions:
@@ -53,11 +62,17 @@ def one_thread() -> onnxruntime.SessionOptions:
 
 
 def moonshine_session(path: Path, layers: Sequence[int]) -> onnxruntime.InferenceSession:
-    """Open the encoder with an output ``[batch, frames, 288]`` for each layer: the hidden state after so many blocks.
+    """Open the encoder: from ``input_values`` ``[batch, samples]`` to ``[batch, frames, 288]`` for each layer.
 
     Layer 0 is what the convolutions give, layers 1 to 5 are the residual stream after that many blocks, without a layer
     norm; layer 6 is after the last block and the final layer norm.
     """
+    model = _Graph(moonshine_weights(path)).encoder(layers)
+    return onnxruntime.InferenceSession(model, one_thread(), providers=["CPUExecutionProvider"])
+
+
+def moonshine_weights(path: Path) -> dict[str, NDArray[Any]]:
+    """Return the arrays of the packaged graph by their names there; 8-bit matrices ``[in, out]`` as float32."""
     try:
         import onnx
     except ImportError as error:
@@ -69,47 +84,118 @@ def moonshine_session(path: Path, layers: Sequence[int]) -> onnxruntime.Inferenc
         options.optimized_model_filepath = str(exported)
         options.add_session_config_entry("session.save_model_format", "ONNX")
         onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        model = onnx.load(exported)
-    _dequantise(model.graph)
-    ends = {0: "/Transpose_output_0", LAYERS: "last_hidden_state"}
-    names = [ends.get(layer, f"/layers.{layer - 1}/Add_1_output_0") for layer in layers]
-    del model.graph.output[:]
-    model.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in names)
-    return onnxruntime.InferenceSession(model.SerializeToString(), one_thread(), providers=["CPUExecutionProvider"])
-
-
-def _dequantise(graph: object) -> None:
-    """Replace every 8-bit product by the float32 product of the same inputs and weights, in place."""
-    from onnx import GraphProto, NodeProto, helper, numpy_helper
-
-    assert isinstance(graph, GraphProto)
-    arrays = {tensor.name: tensor for tensor in graph.initializer}
-    floats = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "DynamicQuantizeLinear"}
-
-    def product(node: NodeProto, given: str, weight: str, scale: str, zero: str, bias: str) -> list[NodeProto]:
-        q, s, z = (numpy_helper.to_array(arrays[name]).astype(np.float32) for name in (weight, scale, zero))
-        graph.initializer.append(numpy_helper.from_array((q - z) * s, f"{node.name}/weight"))
-        out = node.output[0]
-        if not bias:
-            return [helper.make_node("MatMul", [given, f"{node.name}/weight"], [out])]
-        return [
-            helper.make_node("MatMul", [given, f"{node.name}/weight"], [f"{out}/product"]),
-            helper.make_node("Add", [f"{out}/product", bias], [out]),
-        ]
-
-    nodes = []
+        graph = onnx.load(exported).graph
+    arrays = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
     for node in graph.node:
         if node.op_type == "DynamicQuantizeMatMul":  # inputs: A, B, scale and zero point of B, bias
-            a, b, scale, zero, bias = [*node.input, ""][:5]
-            nodes += product(node, a, b, scale, zero, bias)
+            _, matrix, scale, zero = node.input[:4]
         elif node.op_type == "MatMulIntegerToFloat":  # inputs: A, B, their scales, their zero points, bias
-            a, b, _, scale, _, zero, bias = [*node.input, ""][:7]
-            nodes += product(node, floats[a], b, scale, zero, bias)
-        elif node.op_type != "DynamicQuantizeLinear":
-            nodes.append(node)
-    del graph.node[:]
-    graph.node.extend(nodes)
-    used = {name for node in nodes for name in node.input}
-    kept = [tensor for tensor in graph.initializer if tensor.name in used]
-    del graph.initializer[:]
-    graph.initializer.extend(kept)
+            _, matrix, _, scale, _, zero = node.input[:6]
+        else:
+            continue
+        q, s, z = (arrays[name].astype(np.float32) for name in (matrix, scale, zero))
+        arrays[node.name.removesuffix("/MatMul_quant")] = (q - z) * s  # such as /layers.0/mlp/fc1
+    return arrays
+
+
+class _Graph:
+    """An ONNX graph of the encoder, built node by node.
+
+    Args:
+        weights: by the names that they have in the packaged graph.
+    """
+
+    def __init__(self, weights: dict[str, NDArray[Any]]) -> None:
+        self._weights = weights
+        self._nodes: list[Any] = []
+        self._constants: dict[str, NDArray[Any]] = {"no bias": np.zeros(DIMENSION, np.float32)}
+
+    def encoder(self, layers: Sequence[int]) -> bytes:
+        """Build the graph that gives these layers, as a serialised model."""
+        from onnx import TensorProto, helper, numpy_helper
+
+        state = self._convolutions()
+        states = [state]
+        turn = self._rotation(state)
+        for block in range(LAYERS):
+            states.append(self._block(states[-1], turn, f"layers.{block}"))
+        states[LAYERS] = self._norm(states[LAYERS], "layer_norm")
+        given = helper.make_tensor_value_info("input_values", TensorProto.FLOAT, ["batch", "samples"])
+        outputs = [helper.make_empty_tensor_value_info(states[layer]) for layer in layers]
+        arrays = [numpy_helper.from_array(array, name) for name, array in self._constants.items()]
+        graph = helper.make_graph(self._nodes, "moonshine", [given], outputs, arrays)
+        opsets = [helper.make_opsetid("", _OPSET), helper.make_opsetid(_FUSED, 1)]
+        serialised: bytes = helper.make_model(graph, opset_imports=opsets, ir_version=_IR).SerializeToString()
+        return serialised
+
+    def _convolutions(self) -> str:
+        """Waveforms to ``[batch, frames, 288]``; the group norm has one group, the whole clip."""
+        waves = self._node("Unsqueeze", "input_values", self._constant("channel", [1]))
+        state = self._node("Tanh", self._node("Conv", waves, self._weight("conv1.weight_add_tensor"), strides=[64]))
+        flat = self._node("Reshape", state, self._constant("one group", [0, 1, -1]))
+        unit = [self._constant("scale", np.ones(1, np.float32)), self._constant("shift", np.zeros(1, np.float32))]
+        flat = self._node("InstanceNormalization", flat, *unit, epsilon=_EPSILON)
+        state = self._node("Reshape", flat, self._node("Shape", state))
+        state = self._node("Mul", state, self._weight("onnx::Mul_2080"))
+        state = self._node("Add", state, self._weight("onnx::Add_2081"))
+        for name, stride in (("conv2", 3), ("conv3", 2)):
+            kernel = [self._weight(f"{name}.weight_add_tensor"), self._weight(f"{name}.bias")]
+            state = self._node("Gelu", self._node("Conv", state, *kernel, strides=[stride]), domain=_FUSED)
+        return self._node("Transpose", state, perm=[0, 2, 1])
+
+    def _rotation(self, state: str) -> list[str]:
+        """Positions, cosines and sines ``[frames, 16]`` of as many frames as there are."""
+        frames = self._node("Squeeze", self._node("Shape", state, start=1, end=2))
+        steps = [self._constant("0", 0), frames, self._constant("1", 1)]
+        places = self._node("Cast", self._node("Range", *steps), to=1)
+        column = self._node("Unsqueeze", places, self._constant("column", [1]))
+        self._constants["frequencies"] = self._weights["onnx::Expand_202"].reshape(1, -1)
+        angles = self._node("Mul", column, "frequencies")
+        return [self._constant("first", [0]), self._node("Cos", angles), self._node("Sin", angles)]
+
+    def _block(self, state: str, turn: Sequence[str], name: str) -> str:
+        """One transformer block: attention, then a feed-forward network, each behind a norm and added."""
+        parts = [self._matrix(name, f"self_attn/{part}_proj") for part in "qkv"]
+        self._constants[f"{name}.qkv"] = np.concatenate(parts, axis=1)
+        together = self._node("MatMul", self._norm(state, f"{name}.input_layernorm"), f"{name}.qkv")
+        query, key, value = self._nodes_of("Split", 3, together, axis=-1, num_outputs=3)
+        rotary = {"domain": _FUSED, "interleaved": 1, "num_heads": _HEADS, "rotary_embedding_dim": _ROTATED}
+        query, key = (self._node("RotaryEmbedding", its, *turn, **rotary) for its in (query, key))
+        heads = {"domain": _FUSED, "num_heads": _HEADS, "scale": (DIMENSION / _HEADS) ** -0.5}
+        mixed = self._node("MultiHeadAttention", query, key, value, **heads)
+        self._constants[f"{name}.o"] = self._matrix(name, "self_attn/o_proj")
+        state = self._node("Add", self._node("MatMul", mixed, f"{name}.o"), state)
+        hidden = self._norm(state, f"{name}.post_attention_layernorm")
+        for part in ("fc1", "fc2"):
+            self._constants[f"{name}.{part}"] = self._matrix(name, f"mlp/{part}")
+            product = self._node("MatMul", hidden, f"{name}.{part}")
+            hidden = self._node("Add", product, self._weight(f"{name}.mlp.{part}.bias"))
+            hidden = self._node("Gelu", hidden, domain=_FUSED) if part == "fc1" else hidden
+        return self._node("Add", state, hidden)
+
+    def _norm(self, state: str, name: str) -> str:
+        scale = self._weight(f"{name}.weight")
+        return self._node("LayerNormalization", state, scale, "no bias", axis=-1, epsilon=_EPSILON)
+
+    def _matrix(self, block: str, name: str) -> NDArray[Any]:
+        return self._weights[f"/{block}/{name}"]
+
+    def _weight(self, name: str) -> str:
+        self._constants[name] = self._weights[name]
+        return name
+
+    def _constant(self, name: str, value: Any) -> str:
+        self._constants[name] = np.asarray(value)
+        return name
+
+    def _node(self, kind: str, *inputs: str, **attributes: Any) -> str:
+        (output,) = self._nodes_of(kind, 1, *inputs, **attributes)
+        return output
+
+    def _nodes_of(self, kind: str, outputs: int, *inputs: str, **attributes: Any) -> list[str]:
+        """Add a node, and give the names of its outputs."""
+        from onnx import helper
+
+        names = [f"{kind} {len(self._nodes)}.{number}" for number in range(outputs)]
+        self._nodes.append(helper.make_node(kind, inputs, names, **attributes))
+        return names
