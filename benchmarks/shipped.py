@@ -23,7 +23,7 @@ from sparq.config import EvaluationConfig
 from sparq.corpus.corpus import Corpus
 from sparq.corpus.utterance import Utterance
 from sparq.evaluation import word_error_rate
-from sparq.evaluation.resynthesis import speak_units
+from sparq.evaluation.resynthesis import speak_units, spoken_word_errors
 from sparq.evaluation.scoring import Assessment, assess
 from sparq.language.listening import LISTENING_IN_VIEWS
 from sparq.language.prior import TextPrior
@@ -56,7 +56,7 @@ def resynthesis(vocoder: Vocoder, utterances: Sequence[Utterance], judge: Recogn
     """Word error rate of the judge on real units spoken by the vocoder, as they are and merged."""
     texts = [one.text for one in utterances]
     spoken = speak_units(vocoder, [one.units for one in utterances])
-    return {name: round(word_error_rate(texts, judge.transcribe(waves)).wer, 2) for name, waves in spoken.items()}
+    return {name: round(wer, 2) for name, wer in spoken_word_errors(spoken, texts, judge).items()}
 
 
 def measure(folder: Path, source: str, corpus: Path, sentences: int, beam: int, prior: str) -> dict[str, object]:

@@ -7,10 +7,12 @@ import pytest
 import torch
 
 from sparq.errors import UserError
-from sparq.evaluation.resynthesis import resynthesis, speak_units
+from sparq.evaluation.resynthesis import resynthesis, speak_units, spoken_word_errors
 from sparq.speech import speaker_table
+from sparq.speech.audio import RATE
 from sparq.speech.duration import DurationPredictor
 from sparq.speech.generator import UnitGenerator, VocoderConfig
+from sparq.speech.onset import LEAD
 from sparq.speech.recogniser import Recogniser
 from sparq.speech.speaker import SpeakerEncoder
 from sparq.speech.speaker_table import SpeakerTable
@@ -86,6 +88,19 @@ def test_raw_units_keep_their_time_and_merged_ones_have_it_predicted():
     waves = speak_units(speaking, units)
     assert len(waves["raw units"][0]) == 6 * 384
     np.testing.assert_array_equal(waves["merged units"][0], speaking.synthesize([[1, 5, 2]], merged=True)[0])
+
+
+def test_the_judge_hears_speech_from_its_onset():
+    loud = np.ones(800, np.float32)
+    late = np.concatenate([np.full(8000, 1e-3, np.float32), loud])
+    heard = []
+    judge = Judge()
+    judge._transcribe = lambda waveform: heard.append(waveform) or "hello there"
+    assert spoken_word_errors({"raw units": [late], "merged units": [loud]}, ["Hello there!"], judge) == {
+        "raw units": 0,
+        "merged units": 0,
+    }
+    assert [len(waveform) for waveform in heard] == [800 + round(LEAD * RATE), 800]
 
 
 def test_without_a_text_there_is_nothing_to_score(recordings):

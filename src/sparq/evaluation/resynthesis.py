@@ -1,7 +1,8 @@
 """How well a vocoder gives back what was said and who said it, from the units of recordings it never heard.
 
 Raw units keep the timing of the recording; merged ones are what a language model over merged units says, so that their
-durations are predicted. Every utterance is spoken in its speaker's voice, as far as the vocoder can.
+durations are predicted. Every utterance is spoken in its speaker's voice, as far as the vocoder can, and heard from its
+onset, as ``SpeechLM.speak`` gives it (:mod:`sparq.speech.onset`).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import numpy as np
 from sparq.errors import UserError
 from sparq.evaluation.recognition import word_error_rate
 from sparq.evaluation.speech_distance import SpeechDistance, speech_distance
+from sparq.speech.onset import from_onset
 from sparq.speech.recogniser import Recogniser
 from sparq.speech.speaker import SpeakerEncoder
 from sparq.speech.training_segments import Recording
@@ -50,6 +52,14 @@ def speak_units(
     }
 
 
+def spoken_word_errors(
+    spoken: Mapping[str, Sequence[np.ndarray]], texts: Sequence[str], judge: Recogniser
+) -> dict[str, float]:
+    """Say which percentage of the words of texts a judge does not hear in each way in which they are spoken."""
+    begun = {name: [np.concatenate(list(from_onset([wave]))) for wave in waves] for name, waves in spoken.items()}
+    return {name: word_error_rate(texts, judge.transcribe(waves)).wer for name, waves in begun.items()}
+
+
 def resynthesis(
     vocoder: Vocoder, recordings: Sequence[Recording], judge: Recogniser, encoder: SpeakerEncoder | None
 ) -> Resynthesis:
@@ -70,10 +80,8 @@ def resynthesis(
     waves = [recording.waveform for recording in chosen]
     spoken = speak_units(vocoder, [recording.units for recording in chosen], _speakers(vocoder, chosen))
     texts = [str(recording.text) for recording in chosen]
-    wer = {
-        name: word_error_rate(texts, judge.transcribe(said)).wer
-        for name, said in ({"recordings": waves} | spoken).items()
-    }
+    wer = {"recordings": word_error_rate(texts, judge.transcribe(waves)).wer}
+    wer |= spoken_word_errors(spoken, texts, judge)
     distance = {name: speech_distance(waves, said, vocoder.rate) for name, said in spoken.items()}
     similarity: dict[str, float] = {}
     if encoder is not None:
