@@ -11,8 +11,8 @@ from sparq.evaluation.resynthesis import resynthesis, speak_units, spoken_word_e
 from sparq.speech import speaker_table
 from sparq.speech.audio import RATE
 from sparq.speech.duration import DurationPredictor
+from sparq.speech.edges import LEAD, TAIL
 from sparq.speech.generator import UnitGenerator, VocoderConfig
-from sparq.speech.onset import LEAD
 from sparq.speech.recogniser import Recogniser
 from sparq.speech.speaker import SpeakerEncoder
 from sparq.speech.speaker_table import SpeakerTable
@@ -90,7 +90,7 @@ def test_raw_units_keep_their_time_and_merged_ones_have_it_predicted():
     np.testing.assert_array_equal(waves["merged units"][0], speaking.synthesize([[1, 5, 2]], merged=True)[0])
 
 
-def test_the_judge_hears_speech_from_its_onset():
+def test_the_judge_hears_speech_between_its_edges():
     loud = np.ones(800, np.float32)
     late = np.concatenate([np.full(8000, 1e-3, np.float32), loud])
     heard = []
@@ -100,7 +100,7 @@ def test_the_judge_hears_speech_from_its_onset():
         "raw units": 0,
         "merged units": 0,
     }
-    assert [len(waveform) for waveform in heard] == [800 + round(LEAD * RATE), 800]
+    assert [len(waveform) for waveform in heard] == [800 + round((LEAD + TAIL) * RATE), 800 + round(TAIL * RATE)]
 
 
 def test_without_a_text_there_is_nothing_to_score(recordings):

@@ -1,8 +1,8 @@
 """How well a vocoder gives back what was said and who said it, from the units of recordings it never heard.
 
 Raw units keep the timing of the recording; merged ones are what a language model over merged units says, so that their
-durations are predicted. Every utterance is spoken in its speaker's voice, as far as the vocoder can, and heard from its
-onset, as ``SpeechLM.speak`` gives it (:mod:`sparq.speech.onset`).
+durations are predicted. Every utterance is spoken in its speaker's voice, as far as the vocoder can, and heard
+between the edges that ``SpeechLM.speak`` gives it (:mod:`sparq.speech.edges`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from sparq.errors import UserError
 from sparq.evaluation.recognition import word_error_rate
 from sparq.evaluation.speech_distance import SpeechDistance, speech_distance
-from sparq.speech.onset import from_onset
+from sparq.speech.edges import from_onset, to_silence
 from sparq.speech.recogniser import Recogniser
 from sparq.speech.speaker import SpeakerEncoder
 from sparq.speech.training_segments import Recording
@@ -56,8 +56,10 @@ def spoken_word_errors(
     spoken: Mapping[str, Sequence[np.ndarray]], texts: Sequence[str], judge: Recogniser
 ) -> dict[str, float]:
     """Say which percentage of the words of texts a judge does not hear in each way in which they are spoken."""
-    begun = {name: [np.concatenate(list(from_onset([wave]))) for wave in waves] for name, waves in spoken.items()}
-    return {name: word_error_rate(texts, judge.transcribe(waves)).wer for name, waves in begun.items()}
+    given = {
+        name: [np.concatenate(list(to_silence(from_onset([wave])))) for wave in waves] for name, waves in spoken.items()
+    }
+    return {name: word_error_rate(texts, judge.transcribe(waves)).wer for name, waves in given.items()}
 
 
 def resynthesis(

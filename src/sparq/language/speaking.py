@@ -16,7 +16,7 @@ from sparq.language.streaming import stream_pieces, stream_units
 from sparq.language.tasks import TASKS, continuation_prompt, prompt
 from sparq.language.vocabulary import Vocabulary
 from sparq.speech.audio import RATE
-from sparq.speech.onset import from_onset
+from sparq.speech.edges import from_onset, to_silence
 from sparq.speech.speaker_table import Speaker
 from sparq.speech.units import Units, merge_repeats
 from sparq.speech.vocoder import Vocoder
@@ -40,7 +40,7 @@ def speak(lm: SpeechLM, texts: Sequence[str], options: GenerationOptions, voice:
     said = vocoder.synthesize(units, merged=lm.vocabulary.deduplicate, speaker=speaker)
     for (owner, _), wave in zip(parts, said, strict=True):
         waves[owner] += [np.zeros(_PAUSE if waves[owner] else 0, np.float32), *from_onset([wave])]
-    return [(np.concatenate(of_one), vocoder.rate) for of_one in waves]
+    return [(np.concatenate(list(to_silence(of_one))), vocoder.rate) for of_one in waves]
 
 
 def stream(
@@ -66,7 +66,7 @@ def stream(
                 parts = vocoder.stream(units, merged=vocabulary.deduplicate, speaker=speaker, chunk=chunk)
                 yield from from_onset(parts)
 
-    return spoken()
+    return to_silence(spoken())
 
 
 def go_on(

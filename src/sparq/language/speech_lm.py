@@ -252,7 +252,7 @@ class SpeechLM:
             voice: which of the vocoder's voices, or a recording or an embedding of another; None for its default.
 
         Returns:
-            A waveform and its rate, or several; speech begins after at most :data:`sparq.speech.onset.LEAD` seconds.
+            A waveform and its rate, or several; speech begins and ends as :mod:`sparq.speech.edges` says.
 
         Raises:
             UserError: the model has no vocoder, there is no such voice, or nothing in a text can be said.

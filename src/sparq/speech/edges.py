@@ -1,8 +1,9 @@
-"""Speech from where it begins: the near silence before it, which listeners hear things in, is left out.
+"""Where speech begins and ends in a waveform: hardly any silence before it, and enough behind it.
 
 Recordings begin with a third of a second of near silence, and a model that learnt from them speaks so. A recogniser
 heard a word in it in one of ten phrases (``results/by_hand.json``, ``silence_before_speech``), and whoever
-streams waits for it.
+streams waits for it. Silence behind the last word, of which a model gives more or less, is what tells a recogniser that
+it was the last (``silence_behind_speech`` there).
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ from sparq.speech.audio import RATE
 
 LEAD = 0.05
 """Seconds that are left before the first loud sample."""
+
+TAIL = 0.5
+"""Seconds that there are at least behind the last loud sample."""
 
 _LOUD = 0.01  # of what a waveform can hold
 
@@ -41,3 +45,22 @@ def from_onset(parts: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
             held = None
     if held:
         yield np.concatenate(held)
+
+
+def to_silence(parts: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    """Give a waveform, and behind it what is missing of :data:`TAIL` of silence.
+
+    Args:
+        parts: see :func:`from_onset`.
+
+    Yields:
+        The parts as they come, then zeros, if the last loud sample is too near to the end.
+    """
+    missing = 0
+    for part in parts:
+        yield part
+        loud = np.flatnonzero(np.abs(part) > _LOUD)
+        missing = round(TAIL * RATE) + int(loud[-1]) + 1 if loud.size else missing
+        missing -= len(part)
+    if missing > 0:
+        yield np.zeros(missing, np.float32)

@@ -3,9 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sparq.speech.onset import LEAD, from_onset
+from sparq.speech.edges import LEAD, TAIL, from_onset, to_silence
 
-BEFORE = round(LEAD * 16000)
+BEFORE, BEHIND = round(LEAD * 16000), round(TAIL * 16000)
 
 
 def spoken(silence, seed=0):
@@ -47,3 +47,23 @@ def test_parts_after_the_first_loud_one_are_given_as_they_come():
     assert asked == [0, 1, 2]
     next(given)
     assert asked == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("silence", [0, 10, BEHIND - 1, BEHIND, BEHIND + 5600])
+@pytest.mark.parametrize("cut", [1, 37, 384, 100_000])
+def test_silence_behind_speech_is_made_long_enough_however_it_is_cut(silence, cut):
+    wave = spoken(silence)[::-1]
+    whole = np.concatenate(list(to_silence(wave[i : i + cut] for i in range(0, len(wave), cut))))
+    np.testing.assert_array_equal(whole[: len(wave)], wave)
+    assert len(whole) == 4000 + max(silence, BEHIND)
+    assert not whole[len(wave) :].any()
+
+
+def test_parts_are_given_as_they_come_and_silence_stays_as_it_is():
+    parts = [spoken(0), spoken(4000)[:4000]]
+    given = to_silence(iter(parts))
+    assert next(given) is parts[0]
+    assert next(given) is parts[1]
+    assert len(next(given)) == BEHIND - 4000
+    assert len(np.concatenate(list(to_silence([parts[1]])))) == 4000
+    assert list(to_silence([])) == []
