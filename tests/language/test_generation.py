@@ -167,6 +167,27 @@ def test_modality_and_length_are_held(make_session_model, vocabulary, target, me
         assert least <= len(ids) <= most
 
 
+@pytest.mark.parametrize(
+    "options", [GenerationOptions(max_pieces=12), SAMPLING, GenerationOptions("beam", max_pieces=12)]
+)
+def test_only_the_first_piece_is_held_to_beginnings(make_tiny, joint_vocabulary, options):
+    model = make_tiny("llama", joint_vocabulary)
+    prompts = prompts_of(joint_vocabulary, SPEECH)
+    free = generate(model, joint_vocabulary, prompts, SPEECH, options)
+    everywhere = {piece for ids in free for piece in ids[1:]}
+    beginnings = joint_vocabulary.allowed(SPEECH)
+    beginnings[[joint_vocabulary.end_id, *(ids[0] for ids in free)]] = False
+    held = generate(model, joint_vocabulary, prompts, SPEECH, options, beginnings=beginnings)
+    assert all(beginnings[ids[0]] for ids in held)
+    assert not all(beginnings[piece] for ids in held for piece in ids[1:]), "the others should not be held"
+    assert everywhere
+    for batch in (1, 2):
+        assert generate(model, joint_vocabulary, prompts, SPEECH, options, batch=batch, beginnings=beginnings) == held
+    if options.method == "greedy":
+        for ids, begun in zip(prompts, held, strict=True):
+            assert begun[1:] == plain_greedy(model, joint_vocabulary, [*ids, begun[0]], SPEECH, 11)
+
+
 def test_sampling_follows_the_models_distribution(make_tiny):
     vocabulary = Small()
     model = make_tiny("llama", vocabulary)

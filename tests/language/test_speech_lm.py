@@ -446,6 +446,21 @@ def test_of_several_answers_that_is_spoken_in_which_the_text_is_heard(lm, monkey
     assert asked[-1] == SHORT
 
 
+@pytest.mark.parametrize("options", [None, SHORT, GenerationOptions("beam", beams=2, max_pieces=8)])
+def test_what_is_read_out_begins_with_a_pause_where_units_tell_pauses(lm, monkeypatch, options):
+    texts, spoken = ["the sea", "what time is it", "she"], []
+    synthesize, pauses = lm.vocoder.synthesize, np.array([3, 7])
+    monkeypatch.setattr(lm.vocoder, "synthesize", lambda units, **how: spoken.append(units) or synthesize(units, **how))
+    lm.speak(texts, options)
+    assert not all(units[0] in pauses for units in spoken[0])
+    monkeypatch.setattr(Codebook, "pauses", pauses)
+    whole = lm.speak(texts, options)
+    assert all(units[0] in pauses for units in spoken[1])
+    assert not all(unit in pauses for units in spoken[1] for unit in units)
+    streamed = np.concatenate(list(lm.stream(texts[0], options or speech_lm.SPEAKING)))
+    np.testing.assert_allclose(streamed, whole[0][0], atol=1e-3)
+
+
 def test_many_texts_are_spoken_as_one_by_one(lm):
     texts = ["the sea", "what time is it", "she"]
     for (wave, _), text in zip(lm.speak(texts, SHORT), texts, strict=True):

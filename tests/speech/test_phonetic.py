@@ -115,13 +115,17 @@ def test_phonetic_units_tell_phones_where_plain_ones_tell_readers(tmp_path):
 
     assert purity(book) > 0.8
     assert purity(book) > purity(plain) + 0.05
-    one, _ = utterance(999, timed=True)
+    one, spoken = utterance(999, timed=True)
     units = book.assign(one.features)
     assert units.shape == (len(one.features),)
     book.save(tmp_path / "book")
     loaded = Codebook.load(tmp_path / "book")
     assert (loaded.fingerprint, loaded.layers, loaded.size) == (book.fingerprint, (3, 4), 6)
     np.testing.assert_array_equal(loaded.assign(one.features), units)
+    silent = np.isin(units, book.pauses)
+    assert 0 < len(book.pauses) < 6
+    assert np.mean(silent == np.array([phone == PAUSE for phone in spoken])) > 0.8
+    assert not len(plain.pauses)
     assert book.fingerprint != Codebook(book.centroids, "abc", "moonshine-tiny", (3, 4)).fingerprint
     (tmp_path / "book" / "classifier.safetensors").write_bytes(b"nothing")
     with pytest.raises(UserError, match="damaged codebook"):

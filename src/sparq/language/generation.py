@@ -102,6 +102,17 @@ class _Held(LogitsProcessor):
         return scores.masked_fill(self._forbidden, -torch.inf)
 
 
+class _Begun(LogitsProcessor):
+    """Makes every id impossible that is not allowed to be the first behind prompts of some length."""
+
+    def __init__(self, allowed: Tensor, length: int) -> None:
+        self._forbidden, self._length = ~allowed, length
+
+    @override
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        return scores.masked_fill(self._forbidden, -torch.inf) if input_ids.shape[1] == self._length else scores
+
+
 class _Noise(LogitsProcessor):
     """Adds Gumbel noise, so that the largest score is a sample of the softmax.
 
@@ -126,6 +137,7 @@ def generate(
     *,
     batch: int = 16,
     first: int = 0,
+    beginnings: np.ndarray | None = None,
     watcher: Any = None,
 ) -> list[list[int]]:
     """Continue prompts with pieces of one modality.
@@ -138,6 +150,7 @@ def generate(
         options: how; greedy if None.
         batch: prompts at once; what comes out does not depend on it.
         first: which prompt of a call the first of these would be, for sampling to draw the same.
+        beginnings: bool [size of the vocabulary], the ids that may be the first; None for all of the target.
         watcher: a streamer of transformers that is a stopping criterion too, told of each piece; goes with one prompt,
             and with no beam.
 
@@ -148,7 +161,8 @@ def generate(
         UserError: a prompt is empty or leaves no position to generate at.
     """
     draws = [(first + index, 0) for index in range(len(prompts))]
-    found = _search(model, vocabulary, prompts, target, options or GenerationOptions(), draws, 1, batch, watcher)
+    options = options or GenerationOptions()
+    found = _search(model, vocabulary, prompts, target, options, draws, 1, batch, beginnings, watcher)
     return [best for (best,) in found]
 
 
@@ -161,6 +175,7 @@ def candidates(
     *,
     batch: int = 16,
     first: int = 0,
+    beginnings: np.ndarray | None = None,
 ) -> list[list[list[int]]]:
     """Continue prompts as `generate` does, and give all that the search ends with (``options.answers``).
 
@@ -172,6 +187,7 @@ def candidates(
         options: see `generate`.
         batch: see `generate`.
         first: see `generate`.
+        beginnings: see `generate`.
 
     Returns:
         For each prompt all answers: those of a beam, the best first; or so many draws.
@@ -191,6 +207,7 @@ def candidates(
         [(first + index, draw) for index, draw in draws],
         options.answers // copies,
         batch,
+        beginnings,
         None,
     )
     return [list(itertools.chain(*found[start : start + copies])) for start in range(0, len(found), copies)]
@@ -205,20 +222,22 @@ def _search(
     draws: Sequence[tuple[int, int]],
     count: int,
     batch: int,
+    beginnings: np.ndarray | None,
     watcher: Any,
 ) -> list[list[list[int]]]:
     """Search as `generate` says, for so many answers to each; a draw is which prompt of a call, and which time."""
     base: Any = base_model(model)
     context = require_room(base, prompts)
     allowed = allowed_ids(base, vocabulary, target)
+    begins = allowed if beginnings is None else allowed & _outputs(base, beginnings)
     found: list[list[list[int]]] = [[] for _ in prompts]
     with _ready(base):
         for chosen in batches([len(prompt) for prompt in prompts], batch, context - options.max_pieces):
             room = min(options.max_pieces, context - len(prompts[chosen[-1]]))
-            processors: list[LogitsProcessor] = [_Held(allowed)]
+            ids, mask = left_padded([prompts[index] for index in chosen], vocabulary.pad_id, base.device)
+            processors: list[LogitsProcessor] = [_Held(allowed), _Begun(begins, ids.shape[1])]
             if options.method == "sample":
                 processors += _sampling(options, [draws[index] for index in chosen])
-            ids, mask = left_padded([prompts[index] for index in chosen], vocabulary.pad_id, base.device)
             made = base.generate(
                 input_ids=ids,
                 attention_mask=mask,
@@ -249,11 +268,15 @@ def require_room(model: Any, prompts: Sequence[Sequence[int]]) -> int:
 
 def allowed_ids(model: Any, vocabulary: Vocabulary, target: Modality) -> Tensor:
     """Say which of a model's outputs may come next, bool [outputs]."""
+    return _outputs(model, vocabulary.allowed(target))
+
+
+def _outputs(model: Any, allowed: np.ndarray) -> Tensor:
     # An output layer may be wider than the vocabulary (some are padded to a multiple of 64).
     width = model.get_output_embeddings().weight.shape[0]
-    allowed = torch.zeros(width, dtype=torch.bool, device=model.device)
-    allowed[: vocabulary.size] = torch.from_numpy(vocabulary.allowed(target))
-    return allowed
+    mask = torch.zeros(width, dtype=torch.bool, device=model.device)
+    mask[: len(allowed)] = torch.from_numpy(allowed)
+    return mask
 
 
 def batches(lengths: Sequence[int], size: int, unclipped: int) -> Iterator[list[int]]:

@@ -1,4 +1,8 @@
-"""Text read out, whole or while the model still speaks, and speech that goes on; in one of the vocoder's voices."""
+"""Text read out, whole or while the model still speaks, and speech that goes on; in one of the vocoder's voices.
+
+What is read out begins with a pause, where units tell pauses: a model that has learnt from phrases cut out of sentences
+would else begin some as if it were in the middle of one, with the end of a word that was before.
+"""
 
 from __future__ import annotations
 
@@ -48,14 +52,15 @@ def stream(
 ) -> Iterator[np.ndarray]:
     """Read a text out phrase by phrase and chunk by chunk; see ``SpeechLM.stream``."""
     vocoder, vocabulary, task = _vocoder(lm), lm.vocabulary, TASKS["tts"]
-    speaker, phrases = vocoder.embedding(voice), _phrases(lm, text)
+    speaker, phrases, beginnings = vocoder.embedding(voice), _phrases(lm, text), _pauses(lm)
 
     def said(index: int, phrase: str) -> Generator[int, None, None]:
         if options.answers > 1:
             yield from _best_heard(lm, [phrase], options, index)[0]
             return
         ids = prompt(task, vocabulary, phrase)
-        with contextlib.closing(stream_pieces(lm.model, vocabulary, ids, task.target, options, index)) as pieces:
+        pieces = stream_pieces(lm.model, vocabulary, ids, task.target, options, index, beginnings)
+        with contextlib.closing(pieces):
             yield from stream_units(vocabulary, pieces)
 
     def spoken() -> Iterator[np.ndarray]:
@@ -95,9 +100,17 @@ def _best_heard(lm: SpeechLM, phrases: Sequence[str], options: GenerationOptions
     """Units of each phrase: of what the search ends with, those in which the model hears it best."""
     task, vocabulary = TASKS["tts"], lm.vocabulary
     prompts = [prompt(task, vocabulary, phrase) for phrase in phrases]
-    found = candidates(lm.model, vocabulary, prompts, task.target, options, first=first)
+    found = candidates(lm.model, vocabulary, prompts, task.target, options, first=first, beginnings=_pauses(lm))
     several = [[_units(vocabulary, ids) for ids in answers] for answers in found]
     return best_units(lm.model, vocabulary, phrases, several)
+
+
+def _pauses(lm: SpeechLM) -> np.ndarray | None:
+    """Tell which pieces begin with a pause, bool [size of the vocabulary]; None if none is known to."""
+    pauses = set(lm.codebook.pauses.tolist())
+    begins = [lm.vocabulary.decode_units([piece])[:1] for piece in range(lm.vocabulary.size)]
+    mask = np.array([bool(pauses.intersection(units)) for units in begins])
+    return mask if mask.any() else None
 
 
 def _vocoder(lm: SpeechLM) -> Vocoder:

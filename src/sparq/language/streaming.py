@@ -8,6 +8,7 @@ import threading
 from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 from transformers import StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
@@ -40,7 +41,13 @@ class _Pieces(BaseStreamer, StoppingCriteria):
 
 
 def stream_pieces(
-    model: Any, vocabulary: Vocabulary, prompt: Sequence[int], target: Modality, options: GenerationOptions, index: int
+    model: Any,
+    vocabulary: Vocabulary,
+    prompt: Sequence[int],
+    target: Modality,
+    options: GenerationOptions,
+    index: int,
+    beginnings: np.ndarray | None = None,
 ) -> Generator[int, None, None]:
     """Continue a prompt and give each piece when it is found, without the end.
 
@@ -53,12 +60,13 @@ def stream_pieces(
         target: what is to be generated.
         options: how; a beam, which only knows its answer at its end, has a width of 1.
         index: which prompt of a call this would be, for sampling to draw the same.
+        beginnings: ids that may be the first.
     """
     pieces = _Pieces()
 
     def work() -> None:
         try:
-            generate(model, vocabulary, [prompt], target, options, first=index, watcher=pieces)
+            generate(model, vocabulary, [prompt], target, options, first=index, beginnings=beginnings, watcher=pieces)
         except BaseException as error:  # noqa: BLE001 - is raised again where the pieces are asked for
             pieces.queue.put(error)
         pieces.queue.put(None)

@@ -17,6 +17,7 @@ from safetensors.numpy import load_file, save_file
 from sparq.artifacts import fingerprint, new_folder, read_manifest, require_match, write_manifest
 from sparq.errors import UserError
 from sparq.speech.encoder import Encoder
+from sparq.speech.phones import PAUSE
 from sparq.speech.phonetic import Heard, PhoneClassifier, load_classifier, refine_classifier, train_classifier
 
 Units = Sequence[int] | np.ndarray
@@ -49,6 +50,13 @@ class Codebook:
     def size(self) -> int:
         """The number of units."""
         return len(self.centroids)
+
+    @property
+    def pauses(self) -> np.ndarray:
+        """Numbers of the units that stand for silence, by what the classifier says; of plain units none is known to."""
+        if self.classifier is None or PAUSE not in self.classifier.phones:
+            return np.zeros(0, np.int64)
+        return np.flatnonzero(self.centroids.argmax(axis=1) == self.classifier.phones.index(PAUSE))
 
     @property
     def meaning(self) -> str:
