@@ -308,15 +308,15 @@ def test_damaged_folders(lm, tmp_path):
 # ---- listening
 
 
-def led(piece):
-    """A recording that begins with speech is given the silence that every other stretch begins with: 0.2 s."""
-    return np.concatenate([np.zeros(3200, np.float32), piece])
+def edged(piece):
+    """A recording that is speech from end to end is given the silence that other stretches have at their edges: 0.2 s."""
+    return np.pad(piece, 3200)
 
 
 def test_transcription_is_asr_of_the_units(lm, tmp_path):
     wave = sound(3)
     (piece,) = pieces_of(wave, 9)
-    (units,) = UnitExtractor(Loudness(), lm.codebook).extract([led(piece)])
+    (units,) = UnitExtractor(Loudness(), lm.codebook).extract([edged(piece)])
     ids = generate(lm.model, lm.vocabulary, [prompt(TASKS["asr"], lm.vocabulary, units)], Modality.TEXT, SHORT)[0]
     expected = lm.vocabulary.decode_text(ids)
     assert expected
@@ -328,21 +328,33 @@ def test_transcription_is_asr_of_the_units(lm, tmp_path):
         assert lm.transcribe(file, SHORT, views=1) == expected
 
 
-def test_the_silence_before_a_recording_counts_in_no_time(lm, monkeypatch):
+def test_the_silence_around_a_recording_counts_in_no_time(lm, monkeypatch):
     wave = sound(3)
-    (units,) = UnitExtractor(Loudness(), lm.codebook).extract([led(*pieces_of(wave, 9))])
+    (units,) = UnitExtractor(Loudness(), lm.codebook).extract([edged(*pieces_of(wave, 9))])
     monkeypatch.setattr(lm, "write_down", lambda heard, *_, **__: ["the sea"] * len(heard))
     (segment,) = lm.segments(wave, SHORT, words=True)
     found = word_times(lm.model, lm.vocabulary, units, "the sea", 384 / RATE)
     assert segment.start == segment.words[0].start == 0
     assert len(found) == len(segment.words) == 2
     for said, one in zip(segment.words, found, strict=True):
-        assert said.end == pytest.approx(max(0, one.end - 0.2))
+        assert said.end == pytest.approx(min(max(0, one.end - 0.2), 3))
+
+
+@pytest.mark.parametrize(("before", "behind"), [(0, 0), (0, 1), (1, 0), (1, 1)])
+def test_only_a_recordings_own_edges_are_given_silence(lm, monkeypatch, before, behind):
+    heard = []
+    wave = np.pad(sound(2), (before * RATE, behind * RATE))
+    (span,) = spoken_spans(wave, activity.Loudness(), 9)
+    extract = lm.extractor.extract
+    monkeypatch.setattr(lm.extractor, "extract", lambda waves: heard.extend(waves) or extract(waves))
+    lm.transcribe(wave, SHORT, views=1)
+    silence = [3200 * (not before), 3200 * (not behind)]
+    np.testing.assert_array_equal(heard[0], np.pad(wave[span.start : span.stop], silence))
 
 
 def test_beams_are_scored_by_all_views_and_their_texts_weighed_by_all(lm):
     wave = sound(3)
-    piece = led(*pieces_of(wave, 9))
+    piece = edged(*pieces_of(wave, 9))
     extractor = UnitExtractor(Loudness(), lm.codebook)
     (units,) = extractor.extract([piece])
     (views,) = other_views(extractor, [piece], 4)
@@ -384,7 +396,7 @@ def test_long_recordings_are_cut_and_joined(make):
     whole = np.concatenate([x for part in parts for x in (part, pause)])
     pieces = pieces_of(whole, 4)
     assert len(pieces) == 4
-    units = UnitExtractor(Loudness(), lm.codebook).extract([led(pieces[0]), *pieces[1:]])
+    units = UnitExtractor(Loudness(), lm.codebook).extract([np.pad(pieces[0], (3200, 0)), *pieces[1:]])
     assert lm.transcribe(whole, SHORT, views=1) == " ".join(lm.write_down(units, SHORT))
 
 

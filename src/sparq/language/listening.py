@@ -39,7 +39,7 @@ has one right answer, and a wrong piece spoils those after it."""
 
 BATCH = 16
 _MARGIN = 6.0  # nats behind the best at which a beam is given up where a prior chooses, which seldom takes it
-_LEAD = 0.2  # seconds of silence before a recording that begins with speech; other stretches keep as much of their own
+_EDGE = 0.2  # seconds of silence where a recording begins or ends with speech; other edges keep as much of their own
 _READ_AHEAD = 4  # batches whose pieces are sorted by length, so that those of like length share one
 
 
@@ -153,10 +153,12 @@ def _told(vocabulary: Vocabulary, texts: Sequence[str], answers: Sequence[Answer
 def _words(lm: SpeechLM, piece: _Piece, text: str) -> tuple[Word, ...]:
     encoder = lm.extractor.encoder
     found = word_times(lm.model, lm.vocabulary, piece.units, text, encoder.hop / encoder.rate)
-    begin = piece.start or -_LEAD  # of what was heard
-    return tuple(
-        Word(one.text, max(piece.start, begin + one.start), max(piece.start, begin + one.end)) for one in found
-    )
+    begin = piece.start or -_EDGE  # of what was heard
+
+    def within(seconds: float) -> float:
+        return min(max(piece.start, begin + seconds), piece.end)
+
+    return tuple(Word(one.text, within(one.start), within(one.end)) for one in found)
 
 
 def _pieces(
@@ -171,7 +173,8 @@ def _pieces(
         for span in spoken_spans(waveform, lm.detector, longest):
             if span.start / RATE < after:
                 continue
-            part = np.pad(waveform[span.start : span.stop], (0 if span.start else round(_LEAD * RATE), 0))
+            silence = [round(_EDGE * RATE) * at_edge for at_edge in (not span.start, span.stop == len(waveform))]
+            part = np.pad(waveform[span.start : span.stop], silence)
             (units,) = lm.extractor.extract([part])
             if units.size:
                 (others,) = other_views(lm.extractor, [part], views)
