@@ -200,7 +200,7 @@ def test_the_models_listen_and_speak(tiny_run):
     assert lm.transcribe([load_audio(tiny_run.audio)], SHORT) == [heard]
     waveform, rate = lm.speak("Come back soon!", SHORT)
     assert (waveform.dtype, rate) == (np.float32, 16_000)
-    assert waveform.size % 384 == 0
+    assert np.trim_zeros(waveform, "b").size % 384 == 0  # behind it is silence
     assert waveform.any()
     quantised = sparq.load(tiny_run.folder / "max-W8A8" / "speechlm")
     assert quantised.model.config.quantization_config.settings.bits == "W8A8"

@@ -86,7 +86,8 @@ def test_assessment_is_made_of_its_parts(lm):
     assert result.scores.text_perplexity != result.scores.speech_perplexity
     assert set(result.accuracy) == set(TASKS)
     assert len(judge.given) == len(result.transcripts) == 3
-    assert all(wave.size and wave.size % 384 == 0 for wave in judge.given)
+    spoken = [np.trim_zeros(wave, "b").size for wave in judge.given]  # the silence behind it aside
+    assert all(samples and samples % 384 == 0 for samples in spoken)
     assert result.heard == ["what time is it"] * 3
     assert result.tts == word_error_rate(TEXTS[:3], list(result.heard))
     assert result.scores.tts_wer == result.tts.wer == pytest.approx(100 * (4 + 0 + 4) / (3 + 4 + 4))
