@@ -8,6 +8,7 @@ from transformers import HubertConfig, HubertModel, MoonshineConfig, MoonshineMo
 
 from sparq.assets import embedded
 from sparq.errors import UserError
+from sparq.speech import moonshine
 from sparq.speech.audio import RATE, load_audio
 from sparq.speech.encoder import Encoder, load_encoder
 from sparq.speech.moonshine import FIRST_FRAME, HOP, moonshine_weights, one_thread
@@ -72,14 +73,23 @@ def test_every_layer_of_moonshine_is_that_of_transformers(speech, frames):
         packaged[name.strip("/").replace("/", ".") + ".weight"] = arrays[name].T
     model = MoonshineModel(MoonshineConfig(attn_implementation="eager")).encoder.eval()
     model.load_state_dict({name: torch.tensor(array) for name, array in packaged.items()})
-    ends = [model.layers[0].register_forward_pre_hook(lambda _, given: states.append(given[0]))]
-    ends += [layer.register_forward_hook(lambda _, given, its: states.append(its)) for layer in model.layers[:-1]]
     states: list[torch.Tensor] = []
+    model.layers[0].register_forward_pre_hook(lambda _, given: states.append(given[0]))
+    for layer in model.layers[:-1]:
+        layer.register_forward_hook(lambda _, given, its: states.append(its))
     with torch.inference_mode():
         states.append(model(torch.from_numpy(speech[None, :samples])).last_hidden_state)
     found = load_encoder("moonshine-tiny", layers=range(7)).encode([speech[:samples]])[0]
     for expected, ours in zip(states, np.split(found, 7, axis=1), strict=True):
         np.testing.assert_allclose(ours, expected[0], rtol=0, atol=3e-5 * float(expected.abs().max()))
+
+
+def test_another_versions_moonshine_is_named(monkeypatch):
+    arrays = moonshine_weights(embedded("moonshine-tiny/encoder"))
+    del arrays["conv2.bias"]
+    monkeypatch.setattr(moonshine, "moonshine_weights", lambda _: arrays)
+    with pytest.raises(UserError, match=r"not the Moonshine encoder that is known here \(it has no 'conv2.bias'\)"):
+        load_encoder("moonshine-tiny")
 
 
 def test_a_batch_gives_the_units_of_one_by_one(encoder, codebook, speech):

@@ -21,6 +21,7 @@ from transformers import (
     LogitsProcessor,
     LogitsProcessorList,
     StoppingCriteriaList,
+    SuppressTokensAtBeginLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
@@ -100,17 +101,6 @@ class _Held(LogitsProcessor):
     @override
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         return scores.masked_fill(self._forbidden, -torch.inf)
-
-
-class _Begun(LogitsProcessor):
-    """Makes every id impossible that is not allowed to be the first behind prompts of some length."""
-
-    def __init__(self, allowed: Tensor, length: int) -> None:
-        self._forbidden, self._length = ~allowed, length
-
-    @override
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        return scores.masked_fill(self._forbidden, -torch.inf) if input_ids.shape[1] == self._length else scores
 
 
 class _Noise(LogitsProcessor):
@@ -229,13 +219,15 @@ def _search(
     base: Any = base_model(model)
     context = require_room(base, prompts)
     allowed = allowed_ids(base, vocabulary, target)
-    begins = allowed if beginnings is None else allowed & _outputs(base, beginnings)
     found: list[list[list[int]]] = [[] for _ in prompts]
     with _ready(base):
         for chosen in batches([len(prompt) for prompt in prompts], batch, context - options.max_pieces):
             room = min(options.max_pieces, context - len(prompts[chosen[-1]]))
             ids, mask = left_padded([prompts[index] for index in chosen], vocabulary.pad_id, base.device)
-            processors: list[LogitsProcessor] = [_Held(allowed), _Begun(begins, ids.shape[1])]
+            processors: list[LogitsProcessor] = [_Held(allowed)]
+            if beginnings is not None:
+                others = np.flatnonzero(vocabulary.allowed(target) & ~beginnings)
+                processors.append(SuppressTokensAtBeginLogitsProcessor(others, ids.shape[1], str(base.device)))
             if options.method == "sample":
                 processors += _sampling(options, [draws[index] for index in chosen])
             made = base.generate(
@@ -268,15 +260,11 @@ def require_room(model: Any, prompts: Sequence[Sequence[int]]) -> int:
 
 def allowed_ids(model: Any, vocabulary: Vocabulary, target: Modality) -> Tensor:
     """Say which of a model's outputs may come next, bool [outputs]."""
-    return _outputs(model, vocabulary.allowed(target))
-
-
-def _outputs(model: Any, allowed: np.ndarray) -> Tensor:
     # An output layer may be wider than the vocabulary (some are padded to a multiple of 64).
     width = model.get_output_embeddings().weight.shape[0]
-    mask = torch.zeros(width, dtype=torch.bool, device=model.device)
-    mask[: len(allowed)] = torch.from_numpy(allowed)
-    return mask
+    allowed = torch.zeros(width, dtype=torch.bool, device=model.device)
+    allowed[: vocabulary.size] = torch.from_numpy(vocabulary.allowed(target))
+    return allowed
 
 
 def batches(lengths: Sequence[int], size: int, unclipped: int) -> Iterator[list[int]]:

@@ -52,14 +52,14 @@ def stream(
 ) -> Iterator[np.ndarray]:
     """Read a text out phrase by phrase and chunk by chunk; see ``SpeechLM.stream``."""
     vocoder, vocabulary, task = _vocoder(lm), lm.vocabulary, TASKS["tts"]
-    speaker, phrases, beginnings = vocoder.embedding(voice), _phrases(lm, text), _pauses(lm)
+    speaker, phrases = vocoder.embedding(voice), _phrases(lm, text)
 
     def said(index: int, phrase: str) -> Generator[int, None, None]:
         if options.answers > 1:
             yield from _best_heard(lm, [phrase], options, index)[0]
             return
         ids = prompt(task, vocabulary, phrase)
-        pieces = stream_pieces(lm.model, vocabulary, ids, task.target, options, index, beginnings)
+        pieces = stream_pieces(lm.model, vocabulary, ids, task.target, options, index, _pauses(lm))
         with contextlib.closing(pieces):
             yield from stream_units(vocabulary, pieces)
 

@@ -66,8 +66,14 @@ def moonshine_session(path: Path, layers: Sequence[int]) -> onnxruntime.Inferenc
 
     Layer 0 is what the convolutions give, layers 1 to 5 are the residual stream after that many blocks, without a layer
     norm; layer 6 is after the last block and the final layer norm.
+
+    Raises:
+        UserError: the package onnx is missing, or the file is another version's.
     """
-    model = _Graph(moonshine_weights(path)).encoder(layers)
+    try:
+        model = _Graph(moonshine_weights(path)).encoder(layers)
+    except KeyError as error:
+        raise UserError(f"{path}: not the Moonshine encoder that is known here (it has no {error})") from error
     return onnxruntime.InferenceSession(model, one_thread(), providers=["CPUExecutionProvider"])
 
 
