@@ -26,7 +26,7 @@ import torch
 import sparq
 from sparq.adaptation.start import pretrained_model
 from sparq.artifacts import provenance, write_text
-from sparq.assets import ready_made
+from sparq.assets import language_model, ready_made
 from sparq.attention import load_pretrained
 from sparq.commands.bench import told_of
 from sparq.config import EvaluationConfig
@@ -34,7 +34,6 @@ from sparq.corpus.corpus import Corpus
 from sparq.deployment.speed import BASELINE, LOW_BIT, ONNX, Load, compare, forms_here
 from sparq.evaluation.scoring import assess
 from sparq.language.folder import no_progress_bars
-from sparq.making import language_model
 from sparq.speech.recogniser import load_recogniser
 
 

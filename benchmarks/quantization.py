@@ -25,7 +25,7 @@ import torch
 from transformers import AutoTokenizer
 
 from sparq.artifacts import provenance, write_text
-from sparq.assets import ready_made, resolve
+from sparq.assets import language_model, ready_made, resolve
 from sparq.attention import load_pretrained
 from sparq.corpus.corpus import Corpus
 from sparq.corpus.utterance import Utterance
@@ -38,7 +38,7 @@ from sparq.language.likelihood import padded_batches
 from sparq.language.speech_lm import SpeechLM
 from sparq.language.tasks import Example
 from sparq.language.vocabulary import Vocabulary
-from sparq.making import calibration_batches, language_model
+from sparq.making import calibration_batches
 from sparq.quantization import BlockReport, QuantizationConfig, quantize
 from sparq.quantization.calibration import Batch
 from sparq.quantization.config import FULL_PRECISION, GRIDS, METHODS, ROUNDINGS, STATE_GRIDS
