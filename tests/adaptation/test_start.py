@@ -120,6 +120,17 @@ def test_an_extended_vocabulary_keeps_the_language(kind, tied, extended, tmp_pat
     assert fresh.std().item() == pytest.approx(rows.std().item(), rel=0.3)
 
 
+def test_new_pieces_take_little_from_the_words(extended, tmp_path):
+    """In a trained model the states point to few output rows, and away from their mean; here to one row of 320."""
+    save_pretrained("llama", tmp_path / "text", tie_word_embeddings=False)
+    model = pretrained_model(tmp_path / "text", extended).eval()
+    rows, kept = model.get_output_embeddings().weight.detach(), extended.text_size
+    spread = rows[:kept] - rows[:kept].mean(0)
+    states = 6 * spread / spread.std() / spread.shape[1] ** 0.5
+    taken = (states @ (rows / spread.std()).T).softmax(-1)[:, kept:].sum(-1)
+    assert taken.mean() < 1e-3
+
+
 @pytest.mark.parametrize("kind", ["llama", "opt-350m"])
 def test_a_joint_vocabulary_keeps_the_blocks_alone(kind, vocabulary, tmp_path):
     before = save_pretrained(kind, tmp_path / "text", tie_word_embeddings=True)

@@ -1,0 +1,121 @@
+"""What a pretrained language model forgets of text as it learns to listen and speak, by how much text it is shown.
+
+    python benchmarks/text_kept.py smollm2-135m --corpus runs/mine --text book.txt ljspeech_test.tsv \
+        --shares 0 0.1 0.3 --output results/text_kept.json minutes=10
+
+CORPUS is a corpus folder; MODEL a transformers folder, a hub name, or the name of one that travels in a package. For
+each share the model is adapted anew (the other tasks, ASR and TTS by default, share the rest), and its perplexity of
+plain text is compared with that of the model before. Settings at the end are those of the adaptation.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer, PreTrainedModel
+
+from sparq.adaptation.start import pretrained_model
+from sparq.artifacts import provenance, write_text
+from sparq.assets import language_model
+from sparq.attention import install, load_pretrained
+from sparq.config import AdaptationConfig, AttentionConfig
+from sparq.corpus.corpus import Corpus
+from sparq.evaluation.perplexity import perplexity
+from sparq.evaluation.scoring import task_losses
+from sparq.evaluation.texts import lines_of, windows
+from sparq.language.tasks import TASKS, Example
+from sparq.language.vocabulary import ExtendedVocabulary
+from sparq.language.writing import Writer
+from sparq.making import adapt_model
+from sparq.schema import parse, with_overrides
+
+DEFAULTS: dict[str, Any] = {
+    "method": "lora",
+    "lora": {"rank": 64, "alpha": 64},
+    "learning_rate": 5e-4,
+    "batch_bins": 2000,
+    "save_every": 1_000_000,  # nothing is kept
+}
+
+
+def vocabulary_for(corpus: Corpus, tokenizer: Any, size: int) -> ExtendedVocabulary:
+    """Learn speech pieces from what the corpus holds to train on, behind the model's own."""
+    units, said = corpus.codebook.size, [u for u in corpus.utterances("train") if u.text and len(u.units)]
+    writer = Writer(units, deduplicate=True, normalisation="none")
+    lines = [TASKS["asr"].line(writer, text=one.text, units=one.units) for one in said]
+    return ExtendedVocabulary.train(lines, size, units, tokenizer, deduplicate=True)
+
+
+def text_perplexities(model: PreTrainedModel, texts: dict[str, list[Example]]) -> dict[str, float]:
+    return {name: round(perplexity(model, examples).perplexity, 3) for name, examples in texts.items()}
+
+
+def adapted(name: str, corpus: Corpus, vocabulary: ExtendedVocabulary, sink: str, config: AdaptationConfig) -> Any:
+    """The model after its adaptation, and how it went."""
+    model = pretrained_model(name, vocabulary, config.seed)
+    install(model, **AttentionConfig().arguments(sink))
+    work = Path(tempfile.mkdtemp())
+    try:
+        return adapt_model(model, corpus, vocabulary, config, work, lambda *_: None, measure=lambda _: {})
+    finally:
+        shutil.rmtree(work)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", nargs="?", default="smollm2-135m")
+    parser.add_argument("--corpus", type=Path, required=True)
+    parser.add_argument("--text", type=Path, nargs="+", required=True, help="texts that are not trained on")
+    parser.add_argument("--shares", type=float, nargs="+", default=[0.0, 0.1, 0.3], help="of textLM among the tasks")
+    parser.add_argument("--sink", default="none")
+    parser.add_argument("--pieces", type=int, default=1000, help="speech pieces of the vocabulary")
+    parser.add_argument("--length", type=int, default=256, help="pieces in a sequence of plain text")
+    parser.add_argument("--sequences", type=int, default=16, help="of each text")
+    parser.add_argument("--output", type=Path, default=Path("results/text_kept.json"))
+    parser.add_argument("settings", nargs="*", metavar="KEY=VALUE")
+    given = parser.parse_intermixed_args()
+    corpus, path = Corpus.load(given.corpus), language_model(given.model)
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    texts = {one.stem: windows(tokenizer, lines_of(one), given.length)[: given.sequences] for one in given.text}
+    vocabulary = vocabulary_for(corpus, tokenizer, given.pieces)
+    before = text_perplexities(load_pretrained(path, dtype=torch.float32), texts)
+    print(json.dumps({"before": before}), flush=True)
+    found: dict[str, Any] = {
+        "what": "perplexity of plain text before and after an adaptation, by the share of textLM in it; losses of the "
+        "tasks on what the corpus holds out, nats a piece",
+        "made": provenance(),
+        "settings": {name: str(value) for name, value in vars(given).items() if name != "output"},
+        "before": before,
+        "after": [],
+    }
+    for share in given.shares:
+        weights = {"textlm": share, "speechlm": 0.0, "asr": (1 - share) / 2, "tts": (1 - share) / 2}
+        data = with_overrides({**DEFAULTS, "task_weights": weights}, given.settings)
+        start = time.monotonic()
+        training = adapted(path, corpus, vocabulary, given.sink, parse(AdaptationConfig, data, "text_kept"))
+        after = text_perplexities(training.model, texts)
+        row = {
+            "share": share,
+            "steps": training.steps,
+            "seconds": round(time.monotonic() - start),
+            "text perplexity": after,
+            "times that before": {name: round(after[name] / before[name], 4) for name in after},
+            "held out": {
+                name: round(value, 4)
+                for name, value in task_losses(training.model, vocabulary, corpus.utterances("held_out")).items()
+            },
+        }
+        print(json.dumps(row), flush=True)
+        found["after"].append(row)
+        write_text(given.output, json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
