@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import sparq
@@ -43,5 +44,7 @@ def test_a_shipped_model_speaks_and_hears(sink):
     said = [wave for wave, _ in lm.speak(SENTENCES)]
     assert word_error_rate(SENTENCES, load_recogniser().transcribe(said)).wer <= 20
     voice = load_voice("hibari")
-    heard = lm.transcribe([voice.speak(sentence).waveform for sentence in SENTENCES])
+    waves = [voice.speak(sentence).waveform for sentence in SENTENCES]
+    heard = lm.transcribe(waves)
     assert word_error_rate(SENTENCES, heard).wer <= 20
+    assert lm.transcribe([np.float32(gain) * wave for gain, wave in zip((0.005, 1e3), waves, strict=True)]) == heard

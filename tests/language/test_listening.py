@@ -13,9 +13,11 @@ from sparq.language.tasks import IGNORED, TASKS, example
 from sparq.speech.activity import FRAME, Loudness
 from sparq.speech.audio import RATE
 
+HERTZ = 50
+
 
 class Parrot:
-    """Every loudness is a unit, and every unit a word; it keeps what it was asked at once."""
+    """Every pitch is a unit, and every unit a word; it keeps what it was asked at once."""
 
     def __init__(self, model=None, vocabulary=None, seconds=9.0, positions=512):
         self.asked, self.prior = [], None
@@ -27,7 +29,8 @@ class Parrot:
         self.extractor = types.SimpleNamespace(encoder=encoder, extract=self.extract)
 
     def extract(self, waves):
-        return [np.array([round(100 * np.abs(wave).max())] * (len(wave) // 384)) for wave in waves]
+        pitches = [np.abs(np.fft.rfft(wave)).argmax() * RATE / len(wave) / HERTZ for wave in waves]
+        return [np.array([round(pitch)] * (len(wave) // 384)) for wave, pitch in zip(waves, pitches, strict=True)]
 
     def write_down(self, units, options, *, views, batch):
         assert all(len(others) == 3 for others in views)
@@ -40,11 +43,11 @@ def sure(monkeypatch):
     monkeypatch.setattr("sparq.language.listening.confidences", lambda _, __, units, texts: [0.5] * len(texts))
 
 
-def recording(*loudness):
+def recording(*pitches):
     """Words of one second and pauses of two, the first after one second."""
     parts = [np.zeros(RATE, np.float32)]
-    for each in loudness:
-        word = np.full(RATE, each / 100, np.float32) * np.where(np.arange(RATE) % 2, 1, -1)
+    for each in pitches:
+        word = np.sin(2 * np.pi * HERTZ * each * np.arange(RATE) / RATE) / 5
         parts += [word.astype(np.float32), np.zeros(2 * RATE, np.float32)]
     return np.concatenate(parts)
 
@@ -68,9 +71,9 @@ def test_what_is_not_understood_is_left_out():
 
 def test_batches_grow_and_span_recordings():
     lm = Parrot()
-    loud = list(range(20, 60))
-    heard = [one.text for _, one in listen(lm, [recording(*loud[:25]), recording(*loud[25:])], "how", batch=3) if one]
-    assert heard == [f"word{one}" for one in loud]
+    said = list(range(20, 60))
+    heard = [one.text for _, one in listen(lm, [recording(*said[:25]), recording(*said[25:])], "how", batch=3) if one]
+    assert heard == [f"word{one}" for one in said]
     # One piece, two, four ... and at most four batches at once; each recording's end takes a place.
     assert [count for count, _, _ in lm.asked] == [1, 2, 4, 8, 11, 12, 2]
     assert {(options, batch) for _, options, batch in lm.asked} == {("how", 3)}

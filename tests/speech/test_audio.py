@@ -128,6 +128,19 @@ def test_a_waveform_has_one_channel():
         check_waveform(np.zeros((10, 2)), "x")
 
 
+@pytest.mark.parametrize("kind", ["int16", "int32", "int8"])
+def test_integers_are_shares_of_their_full_scale(kind):
+    limits = np.iinfo(kind)
+    made = check_waveform(np.array([limits.min, 0, limits.max // 2 + 1], kind))
+    assert made.dtype == np.float32
+    np.testing.assert_allclose(made, [-1, 0, 0.5])
+
+
+def test_unsigned_integers_are_refused():
+    with pytest.raises(UserError, match=r"talk: uint8 samples \(expected floating-point numbers or signed integers\)"):
+        check_waveform(np.full(9, 128, np.uint8), "talk")
+
+
 def test_a_stream_is_heard_chunk_by_chunk(tmp_path):
     random = np.random.default_rng(0)
     chunks = [random.uniform(-1.2, 1.2, size).astype(np.float32) for size in (100, 1, 999)]

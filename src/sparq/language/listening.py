@@ -25,6 +25,7 @@ from sparq.language.rescoring import WITH_PRIOR, Rescoring, best_texts
 from sparq.language.tasks import IGNORED, TASKS, example, prompt
 from sparq.language.vocabulary import Vocabulary
 from sparq.speech.audio import RATE
+from sparq.speech.level import levelled
 from sparq.speech.segmentation import spoken_spans
 from sparq.speech.units import Units
 from sparq.speech.views import VIEWS, other_views
@@ -170,11 +171,11 @@ def _pieces(
     longest = min(lm.limits.seconds, positions // 2 * encoder.hop / encoder.rate)
     for index, waveform in enumerate(recordings):
         after = heard(index)
-        for span in spoken_spans(waveform, lm.detector, longest):
+        for span in spoken_spans(levelled(waveform), lm.detector, longest):
             if span.start / RATE < after:
                 continue
             silence = [round(_EDGE * RATE) * at_edge for at_edge in (not span.start, span.stop == len(waveform))]
-            part = np.pad(waveform[span.start : span.stop], silence)
+            part = np.pad(levelled(waveform[span.start : span.stop]), silence)  # who speaks low beside others, too
             (units,) = lm.extractor.extract([part])
             if units.size:
                 (others,) = other_views(lm.extractor, [part], views)

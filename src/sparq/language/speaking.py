@@ -16,11 +16,13 @@ from sparq.errors import UserError
 from sparq.language.generation import GenerationOptions, candidates, generate
 from sparq.language.phrases import split_text
 from sparq.language.rescoring import best_units
+from sparq.language.spoken_form import spoken_form
 from sparq.language.streaming import stream_pieces, stream_units
 from sparq.language.tasks import TASKS, continuation_prompt, prompt
 from sparq.language.vocabulary import Vocabulary
 from sparq.speech.audio import RATE
 from sparq.speech.edges import from_onset, to_silence
+from sparq.speech.level import levelled
 from sparq.speech.speaker_table import Speaker
 from sparq.speech.units import Units, merge_repeats
 from sparq.speech.vocoder import Vocoder
@@ -79,7 +81,7 @@ def go_on(
 ) -> list[Spoken]:
     """Speak on, from recordings float32 [samples]; see ``SpeechLM.continue_speech``."""
     vocoder, vocabulary, task = _vocoder(lm), lm.vocabulary, TASKS["speechlm"]
-    heard = lm.extractor.extract(recordings)
+    heard = lm.extractor.extract([levelled(one) for one in recordings])
     for index, units in enumerate(heard):
         if not len(units):
             raise UserError(f"recording {index}: too short to be continued")
@@ -137,6 +139,8 @@ def _timed(vocoder: Vocoder, heard: np.ndarray, more: list[int], speaker: np.nda
 def _phrases(lm: SpeechLM, text: str) -> list[str]:
     """Cut a text into what the model can say at once; half of the positions are left for the units."""
     room, vocabulary = lm.model.config.max_position_embeddings // 2, lm.vocabulary
+    if vocabulary.normalisation == "letters":
+        text = spoken_form(text)  # of which there are more words
     phrases = split_text(text, lm.limits.words, lambda phrase: len(prompt(TASKS["tts"], vocabulary, phrase)) <= room)
     said = [phrase for phrase in phrases if vocabulary.write_text(phrase)]
     if not said:

@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 
 from sparq.errors import UserError
+from sparq.language.spoken_form import spoken_form
 
 CONTROLS = ("<startoftext>", "<startofspeech>", "<generatetext>", "<generatespeech>")
 UNIT_ORIGIN = 0x4E00
@@ -29,8 +30,9 @@ def normalise_text(text: str, how: Normalisation) -> str:
 
     Args:
         text: what a user or a corpus wrote.
-        how: ``none`` keeps it, ``lower`` lower-cases it (VoxtLM), ``letters`` also keeps letters, digits and
-            apostrophes alone, as the transcripts of LibriSpeech do.
+        how: ``none`` keeps it, ``lower`` lower-cases it (VoxtLM), ``letters`` also writes numbers and signs as words
+            (:func:`sparq.language.spoken_form.spoken_form`) and keeps letters and apostrophes alone, as the transcripts
+            of LibriSpeech do.
 
     Raises:
         UserError: the text holds a control token or a character that stands for a unit.
@@ -39,9 +41,9 @@ def normalise_text(text: str, how: Normalisation) -> str:
         raise UserError(f"text {text[:40]!r}: holds a control token or a character that stands for a speech unit")
     if how == "none":
         return " ".join(text.split())
-    text = text.lower().replace("\u2019", "'")
     if how == "letters":
-        text = re.sub(r"[^\w' ]|_", " ", text)
+        text = re.sub(r"[^\w'\u2019 ]|_", " ", spoken_form(text))
+    text = text.lower().replace("\u2019", "'")
     return " ".join(text.split())
 
 

@@ -139,12 +139,18 @@ def stated_seconds(path: Path) -> float:
 
 
 def check_waveform(waveform: np.ndarray, name: str = "waveform") -> np.ndarray:
-    """Return a waveform as contiguous float32 ``[samples]``.
+    """Return a waveform as contiguous float32 ``[samples]``; signed integers become shares of their full scale.
 
     Raises:
-        UserError: not one-dimensional, empty, or with NaN or infinite values; the line starts with ``name``.
+        UserError: not one-dimensional, empty, of unsigned integers, or with NaN or infinite values; the line starts
+            with ``name``.
     """
-    samples = np.ascontiguousarray(waveform, dtype=np.float32)
+    given = np.asarray(waveform)
+    if given.dtype.kind == "u":
+        raise UserError(f"{name}: {given.dtype} samples (expected floating-point numbers or signed integers)")
+    samples = np.ascontiguousarray(given, dtype=np.float32)
+    if given.dtype.kind == "i":
+        samples = samples / np.float32(-float(np.iinfo(given.dtype).min))
     if samples.ndim != 1:
         raise UserError(f"{name}: expected one channel [samples], got shape {list(samples.shape)}")
     if not samples.size:
