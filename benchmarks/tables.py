@@ -79,11 +79,11 @@ def method_name(row: dict[str, Any]) -> str:
 
 def methods(kept: dict[str, Any]) -> str:
     rows = [
-        [row["bits"], method_name(row),
-         number(row["perplexity"]["text"], 1), number(row["seconds_to_quantise"], 0)]
+        [row["bits"], method_name(row), *(number(row["perplexity"][kind], 1) for kind in ("text", "speech")),
+         number(row["seconds_to_quantise"], 0)]
         for row in kept["rows"]
     ]  # fmt: skip
-    return table(["bits", "method", "text perplexity", "seconds"], rows, left=2)
+    return table(["bits", "method", "text perplexity", "speech perplexity", "seconds"], rows, left=2)
 
 
 def layers(kept: dict[str, Any]) -> str:
@@ -207,7 +207,6 @@ TABLES = (
     ("docs/outliers.md", "inputs-speechlm-none", "linear_inputs_speechlm_none", inputs),
     ("docs/units.md", "units", "units", units),
     ("docs/optimizers.md", "optimizers", "optimizers", optimizers),
-    ("docs/quantization.md", "speechlm-none-text", "quantization_speechlm_none_text", short_methods),
 )
 
 
