@@ -22,6 +22,7 @@ from sparq.errors import UserError
 from sparq.speech.audio import RATE, load_audio
 from sparq.speech.augmentation import disturb
 from sparq.speech.encoder import Encoder, load_encoder
+from sparq.speech.level import levelled
 from sparq.speech.units import Codebook, UnitExtractor
 from sparq.speech.views import other_views
 from sparq.speech.voice import Utterance, Voice
@@ -174,7 +175,7 @@ def _utterance(item: Item, voice: Voice | None) -> Utterance | None:
     waveform = load_audio(item.audio, start=item.start, seconds=item.seconds, channel=item.channel)
     if not waveform.any():
         raise UserError(f"{item.audio}: is silent")
-    return Utterance(waveform, None)
+    return Utterance(levelled(waveform), None)  # as listening does
 
 
 def _word_frames(
