@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import sys
 
 import pytest
 import torch
@@ -186,14 +187,16 @@ WRONG = {
     "no model": ("few -o out --model silent --held-out 1", "silent: not a SpARQ speechlm"),
     "a quantised model": ("few -o out --model {quantised} --held-out 1", "is quantised (simulated)"),
     "an unknown setting": ("few -o out stpes=3", "stpes"),
+    "a method without its package": ("few -o out --held-out 1 --method qlora4", "qlora needs the package bitsandbytes"),
     "units of others": ("{others} -o out", "they do not belong together"),
     "too long for the model": ("long -o out --held-out 1", "none of the 2 recordings to learn from fits"),
 }
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_one_line_and_exit_code_2(command, record, base, tiny_run, mine, tmp_path, case):
+def test_one_line_and_exit_code_2(command, record, base, tiny_run, mine, monkeypatch, tmp_path, case):
     line, told = WRONG[case]
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)  # as if it were not installed
     for name in ("empty", "silent"):
         (tmp_path / name).mkdir()
     record(tmp_path / "few", count=3)
@@ -210,6 +213,8 @@ def test_one_line_and_exit_code_2(command, record, base, tiny_run, mine, tmp_pat
     assert (code, out, len(lines)) == (2, "", 1)
     assert told in lines[0]
     assert not (tmp_path / "out").exists()
+    if "qlora" in line:
+        assert not (tmp_path / "out.work").exists()  # nothing was listened to before it was said
 
 
 def _with_another_codebook(corpus, folder):

@@ -19,6 +19,7 @@ from functools import cached_property, partial
 from pathlib import Path
 
 from sparq.adaptation.ends import best_step
+from sparq.adaptation.packed_linear import require_bitsandbytes
 from sparq.adaptation.training import HISTORY, Measure
 from sparq.artifacts import provenance, read_manifest, require_match, write_text
 from sparq.config import AdaptationConfig
@@ -59,7 +60,7 @@ class FineTuning:
 
     Raises:
         UserError: too few sentences; the output is in the way or cannot be written; there is no such model, or it is
-            quantised or deployed.
+            quantised or deployed; or the method needs a package that is not installed.
     """
 
     def __init__(
@@ -78,6 +79,8 @@ class FineTuning:
         self.folder, self.recordings, self.model, self.adaptation = folder, recordings, model, adaptation
         self.output, self.beam, self.watcher = output, beam, watcher or Watcher()
         self.work = output.with_name(f"{output.name}.work")
+        if adaptation.method == "qlora":
+            require_bitsandbytes()
         _refuse_quantised(model)
         _require_free(output)
         self._ready = is_corpus(folder)
