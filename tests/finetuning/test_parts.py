@@ -74,6 +74,12 @@ def test_what_grew_worse_is_said(changes, told):
     assert all(one.startswith(start) for one, start in zip(found, told, strict=True))
 
 
+def test_where_nothing_was_misheard_nothing_could_fall():
+    perfect = dataclasses.replace(BEFORE, wer=0.0)
+    assert warnings(perfect, perfect) == []
+    assert len(warnings(perfect, dataclasses.replace(BEFORE, wer=0.1))) == 1
+
+
 def test_parts_of_a_recording_count_by_their_length(monkeypatch, tmp_path):
     save_audio(tmp_path / "long.wav", np.zeros(8000 * 10, np.float32), 8000)
     parts = [

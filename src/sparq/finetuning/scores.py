@@ -88,7 +88,7 @@ def score(
 def warnings(before: Scores, after: Scores) -> list[str]:
     """Say what grew worse."""
     told = []
-    if after.wer >= before.wer:
+    if after.wer >= before.wer and after.wer > 0:  # from 0 it cannot fall
         told.append(f"word error rate did not fall ({before.wer:.1f} % before, {after.wer:.1f} % after)")
     if before.text_perplexity is not None and after.text_perplexity is not None:
         growth = after.text_perplexity / before.text_perplexity - 1
