@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from collections import Counter
 
 import pytest
 
@@ -117,7 +118,7 @@ def test_words_are_drawn_into_sentences(tmp_path):
         ({"etc/t.fileids": "a/b\n", "etc/t.transcription": "<s> HI\n"}, ".", r"t\.transcription, line 1: expected"),
         ({"etc/t.fileids": "a/b\n", "etc/t.transcription": "HI (c)\n"}, ".", r"line 1: c is not listed"),
         ({"etc/t.fileids": "a/b\n"}, ".", r"t\.transcription: cannot be read"),
-        ({"a.wav": ""}, ".", r"a\.wav: there is no transcript a\.txt"),
+        ({"a.wav": ""}, ".", r"a\.wav without a\.txt beside it: a has no transcript"),
         ({"a.wav": "", "a.txt": ""}, ".", r"a\.txt: a has no text"),
         ({"s.jsonl": '{"text": "a"}\n{"text": \n'}, "s.jsonl", r"s\.jsonl, line 2: not JSON"),
         ({"s.jsonl": '{"audio": "a.wav"}\n'}, "s.jsonl", r"line 1: a\.wav has no transcript .speech alone"),
@@ -136,6 +137,17 @@ def test_bad_corpora_are_refused_in_one_line(tmp_path, files, path, message):
     with pytest.raises(UserError, match=message) as caught:
         list(read_corpus(tmp_path / path))
     assert "\n" not in str(caught.value)
+
+
+def test_recordings_without_a_transcript_can_be_left_out_and_counted(tmp_path):
+    lay_out(tmp_path, {"a.wav": "", "a.txt": "one", "b.wav": "", "c.wav": "", "c.txt": " \n"})
+    left_out = Counter()
+    found = list(read_corpus(tmp_path, left_out=left_out))
+    assert found == [Recording("a", tmp_path / "a.wav", "one")]
+    assert left_out == {"no transcript, or an empty one": 2}
+    (tmp_path / "a.txt").unlink()
+    with pytest.raises(UserError, match="none of 3 recordings has a transcript"):
+        list(read_corpus(tmp_path, left_out=Counter()))
 
 
 def test_text_that_is_not_utf8(tmp_path):

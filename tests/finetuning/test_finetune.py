@@ -37,12 +37,15 @@ def tuned(folder, base, output, *, settings=SETTINGS, method="lora", **told):
 
 @pytest.fixture(scope="module")
 def folder(record, tmp_path_factory):
-    """Sixteen recordings, of which one is too long for the model, and one that is no sound beside them."""
+    """Sixteen recordings, one too long for the model, one that is no sound, one nobody wrote down, one of no words."""
     folder = record(tmp_path_factory.mktemp("said") / "my voice")
     record(folder / "long", count=1, seconds=60)
     (folder / "broken.wav").write_text("no sound")
     (folder / "broken.txt").write_text("hi quinn")
     (folder / "long" / "ann.txt").write_text("Hi rob.")
+    for name in ("untold", "empty"):
+        shutil.copy(folder / "ann.wav", folder / f"{name}.wav")
+    (folder / "empty.txt").touch()
     return folder
 
 
@@ -63,7 +66,11 @@ def test_the_result_is_a_model_that_learnt(mine, folder, base):
     assert (outcome.folder, outcome.base, outcome.method) == ("my voice", "tiny", "lora")
     assert outcome.learnt + outcome.held_out == 16
     assert 6 <= outcome.held_out <= 8
-    assert outcome.left_out == {"not audio, or damaged": 1, "longer than the model's positions": 1}
+    assert outcome.left_out == {
+        "no transcript, or an empty one": 2,
+        "not audio, or damaged": 1,
+        "longer than the model's positions": 1,
+    }
     assert outcome.kept in (2, 4, 6)
     assert outcome.after.asr_loss < outcome.before.asr_loss
     assert outcome.minutes == pytest.approx(outcome.learnt * 0.4 / 60, rel=0.1)
@@ -178,7 +185,7 @@ def test_the_command(command, record, base, mine, tmp_path):
 WRONG = {
     "an empty folder": ("empty -o out", "empty: is empty (expected recordings and their transcripts)"),
     "a missing folder": ("nowhere -o out", "nowhere: no such file or folder"),
-    "no transcripts": ("silent -o out", "no transcript"),
+    "no transcripts": ("silent -o out", "silent: none of 1 recordings has a transcript"),
     "text alone": ("text.jsonl -o out", "text.jsonl: 1 of 1 sentences have no recording"),
     "too few sentences": ("few -o out", "few: of 3 different sentences 8 cannot be held out"),
     "too many held out": ("few -o out --held-out 2", "few: of 3 different sentences 2 cannot be held out"),

@@ -86,5 +86,5 @@ def test_parts_of_a_recording_count_by_their_length(monkeypatch, tmp_path):
         Recording("a", tmp_path / "long.wav", "Good morning.", "ann", start=1.0, seconds=2.0),
         Recording("b", tmp_path / "long.wav", "good  morning", "ben", start=4.0),
     ]
-    monkeypatch.setattr(recordings, "read_corpus", lambda _: iter(parts))
+    monkeypatch.setattr(recordings, "read_corpus", lambda _, **__: iter(parts))
     assert look_at(tmp_path) == Recordings(tmp_path.name, 2, 1, 8.0, {8000: 2}, 2)

@@ -38,13 +38,21 @@ from sparq.stages import Stage
 _FEATURES, _BEGUN = "features", "begun.json"  # are there only while the work is going on
 
 
-def corpus_stage(config: CorpusConfig, name: str = "corpus", *, quiet: bool = False) -> Stage:
+def corpus_stage(
+    config: CorpusConfig, name: str = "corpus", *, quiet: bool = False, skip_untranscribed: bool = False
+) -> Stage:
     """Describe the building of a corpus as a stage, for :func:`sparq.stages.run_stage`.
+
+    Args:
+        config: what it is made of.
+        name: of the stage.
+        quiet: without progress bars.
+        skip_untranscribed: see :func:`sparq.corpus.plan.plan_corpus`.
 
     Raises:
         UserError: a source or codebook cannot be read.
     """
-    plan = plan_corpus(config)
+    plan = plan_corpus(config, skip_untranscribed=skip_untranscribed)
     inputs = {"utterances": plan.fingerprint}
     if config.units.name is not None:
         inputs["codebook"] = load_codebook(config.units.name).fingerprint

@@ -59,10 +59,11 @@ def read_sidecars(path: Path) -> Found:
     for recording, where in read_audio(path):
         assert recording.audio is not None
         sidecar = recording.audio.with_suffix(".txt")
-        if not sidecar.is_file():
-            raise UserError(f"{where}: there is no transcript {sidecar.name} beside it")
-        text = " ".join(line.strip() for line, _ in lines_of(sidecar))
-        yield Recording(recording.id, recording.audio, text), str(sidecar)
+        if sidecar.is_file():
+            text = " ".join(line.strip() for line, _ in lines_of(sidecar))
+            yield Recording(recording.id, recording.audio, text), str(sidecar)
+        else:
+            yield recording, f"{where} without {sidecar.name} beside it"
 
 
 def read_audio(path: Path) -> Found:

@@ -119,8 +119,12 @@ class Plan:
         return tuple(item for item in self.items if item.split == "train" and item.heard)[:count]
 
 
-def plan_corpus(config: CorpusConfig) -> Plan:
+def plan_corpus(config: CorpusConfig, *, skip_untranscribed: bool = False) -> Plan:
     """Read the texts of all sources and decide what the corpus will hold.
+
+    Args:
+        config: what it is made of.
+        skip_untranscribed: leave out recordings without a transcript and count them, instead of refusing them.
 
     Raises:
         UserError: a source cannot be read, two have one name, or one has fewer sentences than it is to hold out.
@@ -130,7 +134,10 @@ def plan_corpus(config: CorpusConfig) -> Plan:
         if uses > 1:
             raise UserError(f"sources: two are called {name!r} (give one of them another name)")
     left_out: Counter[str] = Counter()
-    read = [read_sentences(config, source, name, left_out) for source, name in zip(config.sources, names, strict=True)]
+    read = [
+        read_sentences(config, source, name, left_out, skip_untranscribed=skip_untranscribed)
+        for source, name in zip(config.sources, names, strict=True)
+    ]
     choices = [
         choose(s, sentences, chance_of(config, n))
         for s, n, sentences in zip(config.sources, names, read, strict=True)

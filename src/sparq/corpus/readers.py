@@ -26,6 +26,7 @@ book        running prose in Markdown, ``*.md``, or named so in plain text, ``*.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -58,7 +59,13 @@ _MARKS = {".trans.txt": "librispeech", ".trans.tsv": "libritts"}
 
 
 def read_corpus(
-    path: str | Path, layout: str | None = None, parts: Sequence[str] = (), *, audio: bool = True, text: bool = True
+    path: str | Path,
+    layout: str | None = None,
+    parts: Sequence[str] = (),
+    *,
+    audio: bool = True,
+    text: bool = True,
+    left_out: Counter[str] | None = None,
 ) -> Iterator[Recording]:
     """Read a corpus, one recording at a time, in the order of its lists.
 
@@ -68,11 +75,12 @@ def read_corpus(
         parts: folders in it that are read alone, such as "train-clean-100"; of manifests, what their names end in.
         audio: whether audio is wanted: then the files that are named must be there.
         text: whether transcripts are wanted: then a recording without one is an error.
+        left_out: where they are wanted, counts recordings without one, which are then passed over; None refuses them.
 
     Raises:
         UserError: no such path or part, no known layout, nothing in it, a line that cannot be read, a transcript that
-            is empty or missing, an id that is there twice, or an audio file that is missing; the line names the file
-            and the line number.
+            is empty or missing (with ``left_out``: all of them), an id that is there twice, or an audio file that is
+            missing; the line names the file and the line number.
     """
     path = Path(path)
     if layout is not None and layout.startswith("lhotse:"):
@@ -84,9 +92,10 @@ def read_corpus(
     if layout == "sidecars" and not text:
         layout = "audio"
     seen: set[str] = set()
-    empty = True
+    empty, untranscribed = True, Counter[str]()
     for place in places:
-        for recording, where in READERS[layout](place):
+        found = READERS[layout](place)
+        for recording, where in _transcribed(found, untranscribed) if text and left_out is not None else found:
             _check(recording, where, audio=audio, text=text)
             if recording.id in seen:
                 raise UserError(f"{where}: {recording.id} is there twice")
@@ -95,7 +104,21 @@ def read_corpus(
             empty = False
             yield recording
     if empty:
-        raise UserError(f"{path}: holds no recordings")
+        passed = untranscribed.total()
+        raise UserError(
+            f"{path}: " + (f"none of {passed} recordings has a transcript" if passed else "holds no recordings")
+        )
+    if left_out is not None:
+        left_out.update(untranscribed)
+
+
+def _transcribed(found: Found, left_out: Counter[str]) -> Found:
+    """Pass over recordings without a transcript, and count them."""
+    for recording, where in found:
+        if recording.audio is None or recording.text:
+            yield recording, where
+        else:
+            left_out["no transcript, or an empty one"] += 1
 
 
 def _check(recording: Recording, where: str, *, audio: bool, text: bool) -> None:

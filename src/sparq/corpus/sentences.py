@@ -34,14 +34,31 @@ def chance_of(config: CorpusConfig, name: str) -> random.Random:
     return random.Random(f"{config.seed}/{name}")
 
 
-def read_sentences(config: CorpusConfig, source: SourceConfig, name: str, left_out: Counter[str]) -> list[Recording]:
+def read_sentences(
+    config: CorpusConfig,
+    source: SourceConfig,
+    name: str,
+    left_out: Counter[str],
+    *,
+    skip_untranscribed: bool = False,
+) -> list[Recording]:
     """Read a source, without texts that a vocabulary could not write; what is left out is counted by its reason.
+
+    Args:
+        config: of the corpus.
+        source: which one.
+        name: of the source.
+        left_out: where that is counted.
+        skip_untranscribed: leave out recordings without a transcript, where there should be one, and refuse them not.
 
     Raises:
         UserError: it cannot be read, or has fewer different sentences than it is to hold out.
     """
     speech, text = source.kind in ("audio", "audio-only"), source.kind != "audio-only"
-    found: Iterable[Recording] = read_corpus(resolve(source.path), source.layout, source.parts, audio=speech, text=text)
+    skipped = left_out if skip_untranscribed else None
+    found: Iterable[Recording] = read_corpus(
+        resolve(source.path), source.layout, source.parts, audio=speech, text=text, left_out=skipped
+    )
     if source.limit is not None and source.kind in ("audio-only", "text-only"):
         # These may be tens of millions of lines; no more than the limit is kept in memory, and looked at any closer.
         found, passed = _at_most(source.limit, found, source.held_out_from, chance_of(config, f"{name}/read"))

@@ -88,7 +88,8 @@ class FineTuning:
             known = read_manifest(folder, "corpus").fingerprint
             self._corpus_stage = None
         else:
-            self._corpus_stage = corpus_stage(corpus_config(folder, recordings, held_out, model), quiet=True)
+            config = corpus_config(folder, recordings, held_out, model)
+            self._corpus_stage = corpus_stage(config, quiet=True, skip_untranscribed=True)
             known = self._corpus_stage.fingerprint
         inputs = {"model": read_manifest(model, "speechlm").fingerprint, "corpus": known}
         self._before = Stage("before", {"beam": beam}, inputs, partial(self._score, model))

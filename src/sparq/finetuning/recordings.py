@@ -71,6 +71,8 @@ class Recordings:
 def look_at(folder: Path) -> Recordings:
     """Read the transcripts of a folder and the headers of its audio files; sound is not decoded.
 
+    Recordings without a transcript are passed over here, and counted where the corpus is made of them.
+
     Raises:
         UserError: no such folder, nothing in it, no transcripts, text without recordings, or too few sentences to hold
             some out; what :func:`sparq.corpus.readers.read_corpus` refuses.
@@ -78,7 +80,7 @@ def look_at(folder: Path) -> Recordings:
     folder = Path(folder)
     if folder.is_dir() and not any(folder.iterdir()):
         raise UserError(f"{folder}: is empty (expected recordings and their transcripts)")
-    read = list(read_corpus(folder))
+    read = list(read_corpus(folder, left_out=Counter()))
     spoken = [recording for recording in read if recording.audio is not None]
     if len(spoken) < len(read):
         raise UserError(
