@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -204,6 +206,10 @@ WRONG = {
     "no such detector": ("talks/one.wav --detector webrtc", "webrtc: no such detector"),
     "no such format": ("talks/one.wav --format doc", "--format"),
     "two formats": ("talks/one.wav --format srt --json", "--format: srt"),
+    "a format that is not the file's": ("talks/one.wav -o a.srt --format vtt", "--format: vtt (does not fit a.srt)"),
+    "JSON in a file of subtitles": ("talks/one.wav -o a.srt --json", "--json (does not fit a.srt)"),
+    "a file that cannot be made": ("talks/one.wav -o /proc/a.srt", "/proc/a.srt: cannot be written"),
+    "a folder that cannot be made": ("talks/one.wav -o /proc/out", "/proc/out/one.txt: cannot be written"),
     "no batch": ("talks/one.wav --batch 0", "--batch"),
     "subtitles of several on standard output": ("talks --format srt", "-o: missing"),
     "one file for several": ("talks -o all.srt", "-o: all.srt (expected a folder for the transcripts of 2 recordings)"),
@@ -227,3 +233,17 @@ def test_one_line_exit_code_2_and_nothing_left(transcribe, talks, tmp_path, case
     assert err.count("\n") == 1, err
     assert told in err
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("output", ["nowhere/a.srt", "/proc/a.srt", "talks/notes/a.srt"])
+def test_where_it_cannot_be_written_is_said_before_anything_is_loaded(talks, tmp_path, output):
+    (talks / "notes").write_text("in the way")
+    code = (
+        "import sys; from sparq import cli\n"
+        f"ended = cli.main(['transcribe', 'talks/one.wav', '-o', {output!r}]), 'torch' in sys.modules\n"
+        "sys.exit(0 if ended == (2, False) else str(ended))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("\n") == 1
+    assert output in done.stderr

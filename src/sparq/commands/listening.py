@@ -21,7 +21,13 @@ from sparq.commands.arguments import (
     search_options,
     starting,
 )
-from sparq.commands.recordings import Recording, find_recordings, transcript_files, transcript_format
+from sparq.commands.recordings import (
+    Recording,
+    find_recordings,
+    require_writable,
+    transcript_files,
+    transcript_format,
+)
 from sparq.errors import SparqError, UserError
 
 if TYPE_CHECKING:
@@ -65,8 +71,7 @@ def transcribe(given: argparse.Namespace) -> None:
     found = find_recordings(given.paths)
     if len(found) == 1 and isinstance(found[0].source, Path) and not found[0].source.exists():
         raise UserError(f"{found[0].name}: no such file")  # said before anything is loaded
-    with starting():
-        form = transcript_format(given)
+    form = transcript_format(given)
     if given.output is not None:
         _into_files(given, form, transcript_files(given, form, found))
     elif form in {"text", "json"} or len(found) == 1:
@@ -81,8 +86,10 @@ def _into_files(given: argparse.Namespace, form: str, wanted: list[tuple[Recordi
     waiting = {one: target for one, target in wanted if given.overwrite or not target.exists()}
     if len(waiting) < len(wanted):
         print(f"{len(wanted) - len(waiting)} there already (--overwrite makes them anew)", file=sys.stderr)
-    with _bar(list(waiting), quiet=False) as bar:
+    require_writable(waiting.values())
+    with starting():
         kept = _unfinished(given, waiting)
+    with _bar(list(waiting), quiet=False) as bar:
         for one, seconds, segments in _transcripts(given, kept, bar, alone=len(wanted) == 1):
             _write(waiting[one], "".join(written(form, segments, one.name, seconds)))
             if before := kept[one]:
@@ -145,11 +152,12 @@ def _onto_standard_output(given: argparse.Namespace, form: str, found: list[Reco
 
 
 def _model(given: argparse.Namespace) -> SpeechLM:
-    import torch
+    with starting():
+        import torch
 
-    from sparq.speech.activity import load_detector
+        from sparq.speech.activity import load_detector
 
-    lm = load_model(given)
+        lm = load_model(given)
     if lm.prior is None and lm.model.config.hidden_size < _WIDE and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)
     lm.detector = load_detector(given.detector)
@@ -173,7 +181,8 @@ def _transcripts(
         UserError: the recording that was asked for alone cannot be read.
         SparqError: at the end, if one of several could not be read.
     """
-    from sparq.language.listening import listen
+    with starting():
+        from sparq.language.listening import listen
 
     opened: list[tuple[Recording, float]] = []
     if not found:

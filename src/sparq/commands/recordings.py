@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
+import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -58,14 +59,18 @@ def transcript_format(given: argparse.Namespace) -> str:
     """Give the format that was asked for, or else that of the file.
 
     Raises:
-        UserError: another format beside ``--json``.
+        UserError: another format beside ``--json``, or one that is not that of the file.
     """
     from sparq.language.transcript import FORMATS
 
     if given.json and given.format not in {None, "json"}:
         raise UserError(f"--format: {given.format} (does not go with --json)")
-    of_file = {suffix: form for form, suffix in FORMATS.items()}.get(Path(given.output or "").suffix.lower(), "text")
-    return "json" if given.json else given.format or of_file
+    asked = "json" if given.json else given.format
+    output = Path(given.output or "")
+    of_file = {suffix: form for form, suffix in FORMATS.items()}.get(output.suffix.lower())
+    if asked and of_file not in {None, asked} and not output.is_dir():
+        raise UserError(f"{'--json' if given.json else f'--format: {asked}'} (does not fit {given.output})")
+    return asked or of_file or "text"
 
 
 def transcript_files(given: argparse.Namespace, form: str, found: list[Recording]) -> list[tuple[Recording, Path]]:
@@ -98,3 +103,20 @@ def transcript_files(given: argparse.Namespace, form: str, found: list[Recording
             raise UserError(f"{one.name}: {target} is already for {made[target].name}; transcribe them apart")
         made[target] = one
     return [(one, target) for target, one in made.items()]
+
+
+def require_writable(targets: Iterable[Path]) -> None:
+    """Find out that files can be written, before there is anything to write; nothing is left of it.
+
+    Raises:
+        UserError: a folder, or the nearest one above it that is there, takes no files.
+    """
+    tried = set()
+    for target in targets:
+        above = next(folder for folder in target.parents if folder.exists())
+        if above not in tried:
+            try:
+                with tempfile.NamedTemporaryFile(dir=above, prefix="."):
+                    tried.add(above)
+            except OSError as error:
+                raise UserError(f"-o: {target}: cannot be written ({above}: {error.strerror})") from error

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import html
 import itertools
 import json
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sparq.language.listening import Segment
-from sparq.speech.voice import Word
+if TYPE_CHECKING:  # the formats are known before anything is loaded
+    from sparq.language.listening import Segment
+    from sparq.speech.voice import Word
 
 FORMATS = {"text": ".txt", "srt": ".srt", "vtt": ".vtt", "json": ".json"}
 """Formats, and the suffixes of their files."""
@@ -74,7 +76,8 @@ def _subtitles(segments: Iterable[Segment]) -> Iterator[Segment]:
         for place, group in itertools.groupby(zip(places, segment.words, strict=True), key=lambda one: one[0]):
             words = tuple(word for _, word in group)
             end = segment.end if place == places[-1] else words[-1].end
-            yield Segment(start, end, " ".join(word.text for word in words), segment.confidence, words)
+            text = " ".join(word.text for word in words)
+            yield dataclasses.replace(segment, start=start, end=end, text=text, words=words)
             start = end
 
 
