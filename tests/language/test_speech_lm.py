@@ -602,6 +602,22 @@ def test_what_goes_on_keeps_the_voice_of_its_beginning(many):
     assert many.continue_speech([], SHORT) == []
 
 
+def test_errors_name_the_file_that_nobody_speaks_in(many, tmp_path):
+    for name, samples, told in (("silent", RATE, "is silent"), ("short", 800, "too short")):
+        file = str(tmp_path / f"{name}.wav")
+        save_audio(file, np.zeros(samples, np.float32))
+        for call in (
+            lambda file=file: many.speak("the sea", SHORT, voice=file),
+            lambda file=file: many.continue_speech(file, SHORT),
+        ):
+            with pytest.raises(UserError, match=told) as caught:
+                call()
+            assert str(caught.value).startswith(f"{file}: ")
+    save_audio(tmp_path / "none.wav", np.zeros(5, np.float32))
+    with pytest.raises(UserError, match=r"none\.wav: too short to be continued"):
+        many.continue_speech(tmp_path / "none.wav", SHORT)
+
+
 def test_voices_come_back_with_the_folder(many, tmp_path):
     many.save(tmp_path / "many")
     loaded = SpeechLM.load(tmp_path / "many")

@@ -77,16 +77,23 @@ def stream(
 
 
 def go_on(
-    lm: SpeechLM, recordings: Sequence[np.ndarray], options: GenerationOptions, voice: Speaker | None
+    lm: SpeechLM,
+    recordings: Sequence[np.ndarray],
+    names: Sequence[str],
+    options: GenerationOptions,
+    voice: Speaker | None,
 ) -> list[Spoken]:
-    """Speak on, from recordings float32 [samples]; see ``SpeechLM.continue_speech``."""
+    """Speak on, from recordings float32 [samples] that errors call by their names; see ``continue_speech``."""
     vocoder, vocabulary, task = _vocoder(lm), lm.vocabulary, TASKS["speechlm"]
     heard = lm.extractor.extract([levelled(one) for one in recordings])
-    for index, units in enumerate(heard):
+    for name, units in zip(names, heard, strict=True):
         if not len(units):
-            raise UserError(f"recording {index}: too short to be continued")
+            raise UserError(f"{name}: too short to be continued")
     own = voice is None and vocoder.voices is not None
-    speakers = [vocoder.embedding(recording if own else voice) for recording in recordings]
+    speakers = [
+        vocoder.embedding(recording, name) if own else vocoder.embedding(voice)
+        for recording, name in zip(recordings, names, strict=True)
+    ]
     prompts = [continuation_prompt(task, vocabulary, units) for units in heard]
     made = generate(lm.model, vocabulary, prompts, task.target, options)
     frames = [

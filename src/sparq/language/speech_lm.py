@@ -333,7 +333,8 @@ class SpeechLM:
                 too long.
         """
         recordings, single = _several(beginning)
-        spoken = go_on(self, [_waveform(recording) for recording in recordings], options or CREATIVE, voice)
+        names = [str(a) if isinstance(a, (str, Path)) else f"recording {i}" for i, a in enumerate(recordings)]
+        spoken = go_on(self, [_waveform(recording) for recording in recordings], names, options or CREATIVE, voice)
         return spoken[0] if single else spoken
 
 

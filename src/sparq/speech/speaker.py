@@ -53,21 +53,26 @@ class SpeakerEncoder(abc.ABC):
     def _forward(self, windows: np.ndarray) -> np.ndarray:
         """Embed windows, float32 ``[windows, samples]``, as ``[windows, dimension]``."""
 
-    def embed(self, waveforms: Sequence[np.ndarray]) -> np.ndarray:
+    def embed(self, waveforms: Sequence[np.ndarray], names: Sequence[str] | None = None) -> np.ndarray:
         """Embed recordings of any length, float32 ``[samples]`` each: float32 ``[recordings, dimension]``, of length 1.
+
+        Args:
+            waveforms: the recordings.
+            names: what errors call them, such as their files; None for their numbers.
 
         Raises:
             UserError: a recording is silent, shorter than 0.1 s, or not finite.
         """
-        found = [self._embed(check_waveform(wave, f"waveform {i}"), i) for i, wave in enumerate(waveforms)]
+        names = names or [f"waveform {index}" for index in range(len(waveforms))]
+        found = [self._embed(check_waveform(wave, name), name) for wave, name in zip(waveforms, names, strict=True)]
         return np.stack(found) if found else np.zeros((0, self.dimension), np.float32)
 
-    def _embed(self, waveform: np.ndarray, index: int) -> np.ndarray:
+    def _embed(self, waveform: np.ndarray, name: str) -> np.ndarray:
         if len(waveform) < SHORTEST_SECONDS * self.rate:
             seconds = len(waveform) / self.rate
-            raise UserError(f"waveform {index}: {seconds:.3f} s are too short to tell who speaks (expected 0.1 s)")
+            raise UserError(f"{name}: {seconds:.3f} s are too short to tell who speaks (expected 0.1 s)")
         if not waveform.any():
-            raise UserError(f"waveform {index}: is silent, so that nobody speaks in it")
+            raise UserError(f"{name}: is silent, so that nobody speaks in it")
         windows = self._windows(waveform)
         power = np.array([np.square(window, dtype=np.float64).mean() for window in windows])
         heard = [window for window, loud in zip(windows, power >= _SILENT * power.max(), strict=True) if loud]

@@ -54,8 +54,12 @@ class SpeakerTable:
         spoken = np.bincount(which, weights=seconds)
         return cls(names, unit_length(means), names[int(spoken.argmax())], encoder.name, encoder.fingerprint)
 
-    def find(self, voice: Speaker | None) -> np.ndarray:
+    def find(self, voice: Speaker | None, name: str | None = None) -> np.ndarray:
         """Give the embedding, float32 [dimension], of a voice; None is the default one.
+
+        Args:
+            voice: which one.
+            name: what errors call a recording that is given by its samples; None for "waveform 0".
 
         Raises:
             UserError: no such voice or file, a recording that is silent or cannot be read, an embedding of another
@@ -67,19 +71,19 @@ class SpeakerTable:
                 if not np.isfinite(voice).all() or not voice.any():
                     raise UserError("voice: the embedding is zero or not finite")
                 return unit_length(voice)
-            return self._embed(voice)
-        name = self.default if voice is None else str(voice)
-        if name in self.names:
-            return self.embeddings[self.names.index(name)]
-        if not Path(name).exists():
-            raise UserError(f"voice {name!r}: no such voice and no such file ({did_you_mean(name, self.names)})")
-        return self._embed(load_audio(name))
+            return self._embed(voice, name)
+        asked = self.default if voice is None else str(voice)
+        if asked in self.names:
+            return self.embeddings[self.names.index(asked)]
+        if not Path(asked).exists():
+            raise UserError(f"voice {asked!r}: no such voice and no such file ({did_you_mean(asked, self.names)})")
+        return self._embed(load_audio(asked), asked)
 
-    def _embed(self, recording: np.ndarray) -> np.ndarray:
+    def _embed(self, recording: np.ndarray, name: str | None) -> np.ndarray:
         try:
             encoder = load_speaker_encoder(self.encoder_name)
         except UserError as error:
             names = ", ".join(self.names)
             raise UserError(f"{error}; without it there are the voices {names}") from error
         require_match("the vocoder (its speaker encoder)", self.encoder, encoder.fingerprint)
-        return encoder.embed([recording])[0]
+        return encoder.embed([recording], None if name is None else [name])[0]

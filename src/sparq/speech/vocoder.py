@@ -116,17 +116,18 @@ class Vocoder:
             raise UserError(f"{folder}: damaged vocoder ({str(error).splitlines()[0]})") from error
         return cls(generator.to(device), durations.to(device), codebook, voices)
 
-    def embedding(self, voice: Speaker | None = None) -> np.ndarray | None:
+    def embedding(self, voice: Speaker | None = None, name: str | None = None) -> np.ndarray | None:
         """Give the speaker embedding, float32 [speaker_dim], of a voice; None for a vocoder of one voice.
 
         Args:
             voice: the name of one of its voices, a recording (file or samples), or an embedding; None for the default.
+            name: what errors call a recording that is given by its samples.
 
         Raises:
-            UserError: there is no such voice, or the vocoder has but one.
+            UserError: there is no such voice, a recording of one is silent or too short, or the vocoder has but one.
         """
         if self.voices is not None:
-            return self.voices.find(voice)
+            return self.voices.find(voice, name)
         if voice is not None:
             raise UserError("voice: this vocoder speaks with one voice alone")
         return None
