@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 import threading
 
 import numpy as np
@@ -217,3 +218,24 @@ def test_a_damaged_tokenizer_is_told(folder):
     (folder / "tokenizer.json").write_text("{}")
     with pytest.raises(UserError, match=r"^prior: .*lm: its tokenizer cannot be loaded"):
         TextPrior.load(str(folder))
+
+
+def test_a_model_that_is_nowhere_is_told_in_one_sentence(monkeypatch, tmp_path):
+    told = []
+
+    def unreachable(*_, **__):
+        told.append(logging.getLogger("huggingface_hub.utils._http").isEnabledFor(logging.WARNING))
+        raise OSError("We couldn't connect to 'https://huggingface.co' to load the files.\nCheck your connection.")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sparq.language.folder.load_pretrained", unreachable)
+    with pytest.raises(UserError) as caught:
+        TextPrior.load("nosuch")
+    assert str(caught.value) == (
+        "prior: nosuch: there is no such folder, nor can it be had from the Hugging Face hub (We couldn't connect to "
+        "'https://huggingface.co' to load the files)"
+    )
+    with pytest.raises(UserError, match=r"^prior: ./no/such: there is no such folder$"):
+        TextPrior.load("./no/such")
+    assert told == [False, False]
+    assert logging.getLogger("huggingface_hub.utils._http").isEnabledFor(logging.WARNING)

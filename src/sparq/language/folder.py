@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
@@ -185,13 +189,37 @@ def load_language_model(name: str | Path, key: str) -> Any:
         UserError: nothing can be loaded from there.
     """
     try:
-        with no_progress_bars():
+        with no_progress_bars(), _hub_retries_untold():
             return load_pretrained(name, dtype=torch.float32)
     except UserError:
         raise
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        if not Path(name).exists():
+            raise UserError(f"{key}: {name}: {_why_not_there(str(name), error)}") from error
         reason = " ".join(str(error).split())[:160]
         raise UserError(f"{key}: {name}: cannot be loaded as a language model ({reason})") from error
+
+
+def _why_not_there(name: str, error: Exception) -> str:
+    """Tell why there is no model of a name: the first sentence of the hub, if it can be a name of one there."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return "there is no such folder"
+    told = re.split(r"\n|(?<=\.)\s", str(error).strip(), maxsplit=1)[0].rstrip(".")
+    return f"there is no such folder, nor can it be had from the Hugging Face hub ({told})"
+
+
+@contextlib.contextmanager
+def _hub_retries_untold() -> Iterator[None]:
+    """Keep huggingface_hub from telling each of its tries to reach the hub; what comes of them is an error."""
+    logger = logging.getLogger("huggingface_hub")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 @contextlib.contextmanager
