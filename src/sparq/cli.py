@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"sparq: {' '.join(str(error).split())}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("sparq: stopped; the same command goes on from here", file=sys.stderr)
+        print(f"sparq: stopped{'; the same command goes on from here' if given.resumes else ''}", file=sys.stderr)
         return 130
     except BrokenPipeError:
         # Who read the output has gone; what is still buffered must not be complained about at exit.

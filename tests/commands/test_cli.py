@@ -140,8 +140,12 @@ def test_stopped(sparq, monkeypatch):
 
     monkeypatch.setattr("sparq.assets.packaged", stopped)
     code, _, err = sparq("assets")
-    assert code == 130
-    assert err.count("\n") == 1
+    assert (code, err) == (130, "sparq: stopped\n")
+    monkeypatch.setattr("sparq.recipe.load_recipe", lambda *_: stopped(None))
+    assert sparq("run", "demo")[2] == "sparq: stopped; the same command goes on from here\n"
+    monkeypatch.setattr("sparq.commands.listening.transcript_format", stopped)
+    for more, told in (([], ""), (["-o", "out"], "; the same command goes on from here")):
+        assert sparq("transcribe", "a.wav", "b.wav", *more)[2] == f"sparq: stopped{told}\n"
 
 
 def test_as_a_program():

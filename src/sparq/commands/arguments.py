@@ -33,10 +33,10 @@ def count(text: str) -> int:
     return int(text)
 
 
-def add_command(made: Any, name: str, call: Command, text: str, *, as_json: bool = True) -> Any:
-    """Add a command, or a part of one, and what calls it."""
+def add_command(made: Any, name: str, call: Command, text: str, *, as_json: bool = True, resumes: bool = False) -> Any:
+    """Add a command, or a part of one, what calls it, and whether it goes on when it is given again after a stop."""
     command = made.add_parser(name, help=text, description=text)
-    command.set_defaults(call=call, settings_anywhere=False)
+    command.set_defaults(call=call, settings_anywhere=False, resumes=resumes)
     if as_json:
         command.add_argument("--json", action="store_true", help="print JSON")
     return command

@@ -15,7 +15,7 @@ from sparq.errors import UserError
 def add_corpus(made: Any) -> None:
     """Declare ``sparq corpus``."""
     text = "Make a corpus of units out of recordings, or of text that a voice reads out"
-    command = add_command(made, "corpus", corpus, text)
+    command = add_command(made, "corpus", corpus, text, resumes=True)
     command.add_argument("paths", nargs="+", metavar="PATH")
     command.add_argument("-o", "--output", required=True, help="a folder")
     text = "recordings with transcripts (default), text to be voiced or imagined, or one of the two alone"

@@ -14,7 +14,7 @@ from sparq.config import FINETUNING_METHODS
 def add_finetune(made: Any) -> None:
     """Declare ``sparq finetune``."""
     text = "Fine-tune a SpeechLM on your own recordings and their transcripts, and say what that changed"
-    command = add_command(made, "finetune", finetune, text)
+    command = add_command(made, "finetune", finetune, text, resumes=True)
     command.add_argument("folder", help="recordings with transcripts, in any layout that sparq corpus knows")
     command.add_argument("-o", "--output", required=True, help="the new SpeechLM's folder")
     text = "adapters (lora), the same on frozen weights of 8 or 4 bits, or all weights"

@@ -47,7 +47,7 @@ _WIDE = 512
 def add_transcribe(made: Any) -> None:
     """Declare ``sparq transcribe``."""
     text = "Write down what is said in recordings of any length"
-    command = add_command(made, "transcribe", transcribe, text)
+    command = add_command(made, "transcribe", transcribe, text, resumes=True)
     command.add_argument(
         "paths", nargs="+", metavar="PATH", help="audio files, folders of them, '-' for standard input"
     )
@@ -68,6 +68,7 @@ def add_transcribe(made: Any) -> None:
 
 def transcribe(given: argparse.Namespace) -> None:
     """Write down what is said."""
+    given.resumes = given.output is not None  # what was only printed is not kept
     found = find_recordings(given.paths)
     if len(found) == 1 and isinstance(found[0].source, Path) and not found[0].source.exists():
         raise UserError(f"{found[0].name}: no such file")  # said before anything is loaded

@@ -25,7 +25,7 @@ from sparq.errors import UserError
 
 def add_adapt(made: Any) -> None:
     """Declare ``sparq adapt``."""
-    command = add_command(made, "adapt", adapt, "Adapt a SpeechLM further, to a corpus")
+    command = add_command(made, "adapt", adapt, "Adapt a SpeechLM further, to a corpus", resumes=True)
     command.add_argument("corpus", help="a corpus folder")
     command.add_argument("-o", "--output", required=True, help="a folder; the model is in its folder speechlm")
     command.add_argument("--sink", choices=SINKS, help="default: the model's own")
@@ -61,7 +61,7 @@ def adapt(given: argparse.Namespace) -> None:
 
 def add_quantize(made: Any) -> None:
     """Declare ``sparq quantize``."""
-    command = add_command(made, "quantize", quantize, "Quantise a SpeechLM (simulated)", as_json=False)
+    command = add_command(made, "quantize", quantize, "Quantise a SpeechLM (simulated)", as_json=False, resumes=True)
     command.add_argument("corpus", help="a corpus folder, to calibrate on")
     command.add_argument("-o", "--output", required=True, help="a folder")
     command.add_argument("--method", default="smoothquant", help=", ".join(QUANTIZATION_METHODS))

@@ -23,7 +23,7 @@ def add_paper(made: Any) -> None:
     table = add_command(parts, "show", show_table, "Show a table as it is printed, its drops recomputed")
     table.add_argument("table", help="its name, such as 1 or G.1")
     text = "Measure a table or a figure, or all, and show it beside what is printed"
-    run = add_command(parts, "run", run_tables, text)
+    run = add_command(parts, "run", run_tables, text, resumes=True)
     run.add_argument("table", help="1 to 11, G.1, figure3, figure4, or all")
     run.add_argument("--scale", default="demo", help="at which size: the name of a scale that ships, or a YAML file")
     run.add_argument("--seeds", type=positive, default=1, help="models of every cell; mean and deviation are shown")

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def add_demo(made: Any) -> None:
     """Declare ``sparq demo``."""
     text = "Adapt, quantise and score three attention variants; writes runs/demo/report.html"
-    add_settings(add_command(made, "demo", demo, text), "the demo recipe")
+    add_settings(add_command(made, "demo", demo, text, resumes=True), "the demo recipe")
 
 
 def demo(given: argparse.Namespace) -> None:
@@ -26,7 +26,7 @@ def demo(given: argparse.Namespace) -> None:
 
 def add_run(made: Any) -> None:
     """Declare ``sparq run``."""
-    command = add_command(made, "run", run, "Run a recipe: a shipped one by name, or a YAML file")
+    command = add_command(made, "run", run, "Run a recipe: a shipped one by name, or a YAML file", resumes=True)
     command.add_argument("recipe")
     command.add_argument("--check", action="store_true", help="say what would be read and made, and make nothing")
     add_settings(command, "the recipe")

@@ -94,7 +94,7 @@ def continue_(given: argparse.Namespace) -> None:
 def add_vocoder(made: Any) -> None:
     """Declare ``sparq vocoder``."""
     text = "Train a vocoder on a corpus that kept its audio"
-    command = add_command(made, "vocoder", vocoder, text, as_json=False)
+    command = add_command(made, "vocoder", vocoder, text, as_json=False, resumes=True)
     command.add_argument("corpus", help="a corpus folder")
     command.add_argument("-o", "--output", required=True, help="a folder")
     command.add_argument("--preset", default="small", help="small, paper or paper-384")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -54,9 +55,9 @@ class Workers:
             return
         if self._pool is None:
             context = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(self.processes, context, initializer=_end_with_parent)
+            self._pool = ProcessPoolExecutor(self.processes, context, initializer=_end_quietly)
         try:
-            with _one_thread_each():
+            with _one_thread_each(), _interrupts_held_back():
                 futures = [self._pool.submit(function, task) for task in tasks]
             for future in as_completed(futures):
                 yield future.result()
@@ -79,8 +80,20 @@ def _one_thread_each() -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _end_with_parent() -> None:
-    """End this process as soon as the one that started it is gone, even by ``kill -9``."""
+@contextlib.contextmanager
+def _interrupts_held_back() -> Iterator[None]:
+    """Have processes that are started meanwhile see no Ctrl-C until they ask for it; here it comes after the block."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _end_quietly() -> None:
+    """End this process by Ctrl-C without a word, and when the one that started it is gone, even by ``kill -9``."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     parent = multiprocessing.parent_process()
     assert parent is not None
 
