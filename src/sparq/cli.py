@@ -95,7 +95,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = _parser()
     given, left = parser.parse_known_args(arguments)
     if left and not (given.settings_anywhere and all("=" in text and text[0] != "-" for text in left)):
-        parser.error(f"unrecognized arguments: {' '.join(left)}")
+        settings = given.settings_anywhere and not any(text.startswith("-") for text in left)
+        parser.error(f"unrecognized arguments: {' '.join(left)}{' (settings are KEY=VALUE)' * settings}")
     if left:
         given.settings += left
     return given

@@ -14,9 +14,11 @@ Every stage is a folder of the run, skipped when it is complete and gone on with
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import shutil
+from collections.abc import Iterator
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -49,7 +51,7 @@ from sparq.making import (
     vocoder_start,
 )
 from sparq.quantization import QuantizationConfig
-from sparq.recipe import Recipe
+from sparq.recipe import Recipe, shipped_recipes
 from sparq.speech.recogniser import Recogniser, load_recogniser
 from sparq.speech.vocoder import Vocoder
 from sparq.stages import Stage, run_stage
@@ -90,10 +92,12 @@ class Run:
         """
         recipe = self.recipe
         if recipe.corpus.name is not None:
-            read_manifest(Path(recipe.corpus.name), "corpus")
+            with _naming_who_makes(recipe.corpus.name):
+                read_manifest(Path(recipe.corpus.name), "corpus")
         for name in (recipe.vocabulary.name, recipe.vocoder.name):
             if name is not None:
-                ready_made(name)
+                with _naming_who_makes(name):
+                    ready_made(name)
         if recipe.vocabulary.name is None and recipe.vocabulary.mode == "extend" and recipe.model.name is None:
             raise UserError("vocabulary.mode: extend needs model.name (the pretrained model whose tokenizer is kept)")
         if recipe.adaptation.method == "qlora":
@@ -270,3 +274,15 @@ def model_name(sink: str, row: QuantizationRow | None) -> str:
     config = QuantizationConfig(**dataclasses.asdict(row))
     name = config.name.removeprefix("smoothquant").removeprefix("-")
     return "-".join([sink, config.bits, *([name] if name else [])])
+
+
+@contextlib.contextmanager
+def _naming_who_makes(part: str) -> Iterator[None]:
+    """Add to the error about a part that is missing which shipped recipe makes it, if one does."""
+    try:
+        yield
+    except UserError as error:
+        makes = next((name for name in shipped_recipes() if Path("runs", name) in Path(part).parents), None)
+        if makes is None or Path(part).exists():
+            raise
+        raise UserError(f"{error}; sparq run {makes} makes it") from error

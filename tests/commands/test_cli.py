@@ -43,6 +43,8 @@ WRONG = {
     "value out of range": ("run demo adaptation.steps=0", "adaptation.steps: 0"),
     "unknown sink": ("run demo attention.sinks=[maximum]", "maximum"),
     "no setting": ("run demo steps", "'steps'"),
+    "no setting behind an option": ("finetune said -o out steps", "arguments: steps (settings are KEY=VALUE)"),
+    "a run whose corpus another makes": ("run small --check", "sparq run small-trunk makes it"),
     "unknown sink to adapt with": ("adapt {corpus} -o out --sink maximum --model {lm}", "maximum"),
     "unknown key to adapt with": ("adapt {corpus} -o out --model {lm} stpes=3", "stpes"),
     "adapt to no corpus": ("adapt {lm} -o out --model {lm}", "expected a corpus"),
