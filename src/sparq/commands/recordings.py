@@ -119,4 +119,6 @@ def require_writable(targets: Iterable[Path]) -> None:
                 with tempfile.NamedTemporaryFile(dir=above, prefix="."):
                     tried.add(above)
             except OSError as error:
-                raise UserError(f"-o: {target}: cannot be written ({above}: {error.strerror})") from error
+                raise UserError(
+                    f"-o: {target}: cannot be written (no file can be made in {above}: {error.strerror})"
+                ) from error
