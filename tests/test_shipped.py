@@ -35,6 +35,12 @@ def test_cards_say_what_was_measured(sink):
             assert f" {scores[sink][name]:.2f} " in card
 
 
+def test_the_shortest_words_are_heard():
+    lm = sparq.load()
+    for waveform in (*(wave for wave, _ in lm.speak(["a", "A.", "I", "an"])), np.concatenate(list(lm.stream("a")))):
+        assert np.abs(waveform).max() > 0.1
+
+
 @pytest.mark.parametrize("sink", ["none", "max", "zero"])
 def test_a_shipped_model_speaks_and_hears(sink):
     lm = sparq.load(f"speechlm-{sink}")

@@ -7,6 +7,7 @@ would else begin some as if it were in the middle of one, with the end of a word
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Generator, Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -61,7 +62,8 @@ def stream(
             yield from _best_heard(lm, [phrase], options, index)[0]
             return
         ids = prompt(task, vocabulary, phrase)
-        pieces = stream_pieces(lm.model, vocabulary, ids, task.target, options, index, _pauses(lm))
+        beginnings, fuller = _beginning(lm, options)
+        pieces = stream_pieces(lm.model, vocabulary, ids, task.target, fuller, index, beginnings)
         with contextlib.closing(pieces):
             yield from stream_units(vocabulary, pieces)
 
@@ -109,17 +111,23 @@ def _best_heard(lm: SpeechLM, phrases: Sequence[str], options: GenerationOptions
     """Units of each phrase: of what the search ends with, those in which the model hears it best."""
     task, vocabulary = TASKS["tts"], lm.vocabulary
     prompts = [prompt(task, vocabulary, phrase) for phrase in phrases]
-    found = candidates(lm.model, vocabulary, prompts, task.target, options, first=first, beginnings=_pauses(lm))
+    beginnings, options = _beginning(lm, options)
+    found = candidates(lm.model, vocabulary, prompts, task.target, options, first=first, beginnings=beginnings)
     several = [[_units(vocabulary, ids) for ids in answers] for answers in found]
     return best_units(lm.model, vocabulary, phrases, several)
 
 
-def _pauses(lm: SpeechLM) -> np.ndarray | None:
-    """Tell which pieces begin with a pause, bool [size of the vocabulary]; None if none is known to."""
+def _beginning(lm: SpeechLM, options: GenerationOptions) -> tuple[np.ndarray | None, GenerationOptions]:
+    """Tell which pieces begin with a pause, bool [size of the vocabulary], and have another piece follow the first.
+
+    A short word such as "a" might be over with the pause. Where no piece is known to begin with one, nothing is asked.
+    """
     pauses = set(lm.codebook.pauses.tolist())
     begins = [lm.vocabulary.decode_units([piece])[:1] for piece in range(lm.vocabulary.size)]
     mask = np.array([bool(pauses.intersection(units)) for units in begins])
-    return mask if mask.any() else None
+    if not mask.any():
+        return None, options
+    return mask, dataclasses.replace(options, min_pieces=min(max(2, options.min_pieces), options.max_pieces))
 
 
 def _vocoder(lm: SpeechLM) -> Vocoder:
