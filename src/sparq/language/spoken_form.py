@@ -13,9 +13,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-_LONGEST = (
-    15  # digits of a number that is still said as one, up to hundreds of billions; others are said digit by digit
-)
+_LONGEST = 15  # digits of a number that is said as one, up to hundreds of trillions; others are digits, one by one
 _NUMBER = r"\d+(?:,\d{3})+|\d+"
 _SCALES = "hundred|thousand|million|billion|trillion"
 _MONEY = {"$": ("dollar", "cent"), "£": ("pound", "penny"), "€": ("euro", "cent"), "¥": ("yen", "sen")}
