@@ -35,8 +35,11 @@ class Workers:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self._pool is not None:
+            if kind is not None and issubclass(kind, KeyboardInterrupt):
+                for process in multiprocessing.active_children():  # which see no Ctrl-C
+                    process.terminate()
             self._pool.shutdown(wait=True, cancel_futures=True)
 
     def each(self, function: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterator[Result]:
@@ -55,7 +58,7 @@ class Workers:
             return
         if self._pool is None:
             context = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(self.processes, context, initializer=_end_quietly)
+            self._pool = ProcessPoolExecutor(self.processes, context, initializer=_end_with_parent)
         try:
             with _one_thread_each(), _interrupts_held_back():
                 futures = [self._pool.submit(function, task) for task in tasks]
@@ -82,7 +85,10 @@ def _one_thread_each() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _interrupts_held_back() -> Iterator[None]:
-    """Have processes that are started meanwhile see no Ctrl-C until they ask for it; here it comes after the block."""
+    """Have processes that are started meanwhile see no Ctrl-C, which would end them in the middle of their imports.
+
+    Here it comes after the block.
+    """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -90,10 +96,8 @@ def _interrupts_held_back() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _end_quietly() -> None:
-    """End this process by Ctrl-C without a word, and when the one that started it is gone, even by ``kill -9``."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+def _end_with_parent() -> None:
+    """End this process as soon as the one that started it is gone, even by ``kill -9``."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 
