@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 PROGRAM = """
-import sys, time
+import signal, sys, time
 from sparq.corpus.workers import Workers
 
 if __name__ != "__main__":  # a worker, which takes its time to start
@@ -19,6 +19,7 @@ def work(task):
     return task
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # where tests run in the background, it is ignored
     try:
         with Workers(2) as workers:
             list(workers.each(work, [1, 2]))
