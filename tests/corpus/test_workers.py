@@ -7,12 +7,12 @@ import signal
 import subprocess
 import sys
 
-PROGRAM = """
-import signal, sys, time
+PROGRAM = r"""
+import os, signal, sys, time
 from sparq.corpus.workers import Workers
 
 if __name__ != "__main__":  # a worker, which takes its time to start
-    print("starting", flush=True)
+    os.write(1, b"starting\n")  # whole, beside the other worker's
     time.sleep(1)
 
 def work(task):
