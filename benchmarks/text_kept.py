@@ -1,11 +1,11 @@
 """What a pretrained language model forgets of text as it learns to listen and speak, by how much text it is shown.
 
     python benchmarks/text_kept.py smollm2-135m --corpus runs/mine --text book.txt ljspeech_test.tsv \
-        --shares 0 0.1 0.3 --output results/text_kept.json minutes=10
+        --shares 0 0.1 0.3 --output results/text_kept.json steps=3000
 
 CORPUS is a corpus folder; MODEL a transformers folder, a hub name, or the name of one that travels in a package. For
-each share the model is adapted anew (the other tasks, ASR and TTS by default, share the rest), and its perplexity of
-plain text is compared with that of the model before. Settings at the end are those of the adaptation.
+each share the model is adapted anew (ASR and TTS have the rest in halves), and its perplexity of plain text is compared
+with that of the model before. Settings at the end are those of the adaptation.
 """
 
 from __future__ import annotations

@@ -19,6 +19,8 @@ SAID = {
     "1,000,000 people, 1,234 men": "one million people, one thousand two hundred thirty four men",
     "$5 million, $2.5 billion, $1, £1.02": "five million dollars, two point five billion dollars, one dollar, "
     "one pound and two pence",
+    "$0, £0.50, $2.5, $3.125 billion, $7\u00a0million": "zero dollars, fifty pence, two point five dollars, "
+    "three point one two five billion dollars, seven million dollars",
     "007 called 555-1234.": "zero zero seven called five five five one two three four.",
     "3/4 cup, 5/8 of it, 24/7": "three quarters cup, five over eight of it, twenty four seven",
     "10-20 men at -5 °": "ten to twenty men at minus five degrees",

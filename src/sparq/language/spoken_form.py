@@ -85,8 +85,9 @@ def _rules() -> tuple[tuple[re.Pattern[str], Callable[[re.Match[str]], str]], ..
             (r"\bSt\.(?!\s+[A-Z])", 0, lambda _: "street"),
             (rf"(?<![\w.])({abbreviations})\.(?=[\s,;:)]|$)", re.IGNORECASE, _abbreviated),
             (r"\bNo\.(?=\s*\d)", 0, lambda _: "number"),
-            (rf"({sign})\s?({_NUMBER})(\.\d\d)?(?!\.?\d)(?:\s({_SCALES})\b)?", 0, _money),
-            (rf"({sign})\s?((?:{_NUMBER})\.\d+)(?:\s({_SCALES})\b)?", 0, _decimal_money),
+            (rf"({sign})\s?((?:{_NUMBER})(?:\.\d+)?\s(?:{_SCALES}))\b", 0, _much_money),
+            (rf"({sign})\s?({_NUMBER})(?:\.(\d\d))?(?!\.?\d)", 0, _money),
+            (rf"({sign})\s?((?:{_NUMBER})\.\d+)", 0, _much_money),
             (r"\b([01]?\d|2[0-4]):([0-5]\d)\b(?!:)(?=(\s*[ap]\.?\s?m\b)?)", re.IGNORECASE, _time),
             (rf"\b({_NUMBER})(?:st|nd|rd|th)\b", re.IGNORECASE, lambda its: _ordinal(its[1])),
             (r"['\u2019]?\b((?:1\d|20)?)([1-9])0['\u2019]?s\b", 0, _decade),
@@ -155,19 +156,15 @@ def _decimal(figures: str) -> str:
 
 
 def _money(its: re.Match[str]) -> str:
-    unit, small = _MONEY[its[1]]
-    amount, cents, scale = its[2].replace(",", ""), (its[3] or "")[1:], its[4]
-    if scale:
-        figure = f"{_decimal(amount + '.' + cents)}" if cents else _cardinal(amount)
-        return f"{figure} {scale} {_several(unit, 2)}"
-    words = [f"{_cardinal(amount)} {_several(unit, int(amount))}"] if int(amount) or not int(cents or 0) else []
-    if int(cents or 0):
-        words.append(f"{_cardinal(str(int(cents)))} {_several(small, int(cents))}")
-    return " and ".join(words)
+    counts = int(its[2].replace(",", "")), int(its[3] or 0)
+    parts = zip(counts, _MONEY[its[1]], strict=True)
+    named = [f"{_cardinal(str(count))} {_several(unit, count)}" for count, unit in parts if count]
+    return " and ".join(named) or f"zero {_several(_MONEY[its[1]][0], 0)}"
 
 
-def _decimal_money(its: re.Match[str]) -> str:
-    return f"{_decimal(its[2])} {its[3] or ''} {_several(_MONEY[its[1]][0], 2)}"
+def _much_money(its: re.Match[str]) -> str:
+    figures, *scale = its[2].split()
+    return " ".join([_decimal(figures), *scale, _several(_MONEY[its[1]][0], 2)])
 
 
 def _several(unit: str, count: int) -> str:
