@@ -59,7 +59,7 @@ def text_perplexities(model: PreTrainedModel, texts: dict[str, list[Example]]) -
 
 def adapted(name: str, corpus: Corpus, vocabulary: ExtendedVocabulary, sink: str, config: AdaptationConfig) -> Any:
     """The model after its adaptation, and how it went."""
-    model = pretrained_model(name, vocabulary, config.seed)
+    model = pretrained_model(name, vocabulary, config.seed, corpus.utterances("train"))
     install(model, **AttentionConfig().arguments(sink))
     work = Path(tempfile.mkdtemp())
     try:

@@ -127,7 +127,7 @@ def settings_of(given: argparse.Namespace, folder: Path) -> AdaptationConfig:
 def train(given: argparse.Namespace, corpus: Corpus, vocabulary: Vocabulary, model: Path, folder: Path) -> Training:
     """Train for the minutes of this call. Checkpoints stay, which is why this is not ``making.adapt_model``."""
     config = settings_of(given, folder)
-    network = pretrained_model(model, vocabulary, config.seed)
+    network = pretrained_model(model, vocabulary, config.seed, corpus.utterances("train"))
     install(network, **AttentionConfig().arguments(given.sink))
     stream = example_stream(network, corpus, vocabulary, config)
     held_out = corpus.utterances("held_out")

@@ -210,7 +210,8 @@ class Run:
         if ready is not None:
             return SpeechLM.load(ready).model
         if name is not None:
-            return pretrained_model(language_model(name), vocabulary, recipe.adaptation.seed)
+            told = self.corpus.utterances("train")
+            return pretrained_model(language_model(name), vocabulary, recipe.adaptation.seed, told)
         return new_model(recipe.model, vocabulary, recipe.adaptation.seed)
 
     def _adapt(self, sink: str, work: Path) -> None:

@@ -2,26 +2,18 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tokenizers import Tokenizer
-from tokenizers.decoders import ByteLevel as ByteLevelDecoder
-from tokenizers.models import BPE
-from tokenizers.pre_tokenizers import ByteLevel
-from tokenizers.trainers import BpeTrainer
 from transformers import (
     AutoModelForCausalLM,
     GPT2Config,
     GPTNeoXConfig,
     LlamaConfig,
     OPTConfig,
-    PreTrainedTokenizerFast,
 )
 
 from sparq.adaptation.start import INITIAL_DEVIATION, new_model, pretrained_model
 from sparq.attention import install, installed
 from sparq.config import ModelConfig
 from sparq.errors import UserError
-from sparq.language.tasks import TASKS
-from sparq.language.vocabulary import ExtendedVocabulary
 
 TEXT_ROWS = 320  # of the pretrained embeddings, more than the tokenizer has ids, as OPT's
 SHAPE = {"num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 16}
@@ -44,23 +36,6 @@ def save_pretrained(kind, folder, **more):
             weights.add_(torch.linspace(-1, 1, weights.shape[1]))
     model.save_pretrained(folder)
     return model
-
-
-@pytest.fixture(scope="module")
-def extended(tmp_path_factory, vocabulary, make_sentences):
-    folder = tmp_path_factory.mktemp("tokenizer")
-    tokenizer = Tokenizer(BPE())
-    tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = ByteLevelDecoder()
-    trainer = BpeTrainer(
-        vocab_size=300, special_tokens=["</s>"], initial_alphabet=ByteLevel.alphabet(), show_progress=False
-    )
-    said = make_sentences(200)
-    tokenizer.train_from_iterator([u.text for u in said], trainer)
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>").save_pretrained(folder)
-    text = PreTrainedTokenizerFast.from_pretrained(folder)
-    lines = [TASKS["tts"].line(vocabulary, text=u.text, units=u.units) for u in said]
-    return ExtendedVocabulary.train(lines, 40, vocabulary.units, text)
 
 
 @pytest.mark.parametrize("architecture", ["llama", "opt"])

@@ -28,7 +28,6 @@ def trainer_arguments(config: AdaptationConfig, folder: Path) -> TrainingArgumen
         learning_rate=config.learning_rate,
         lr_scheduler_type=SCHEDULES[config.schedule],
         max_grad_norm=config.gradient_clip,
-        label_smoothing_factor=config.label_smoothing,
         bf16=config.precision == "bfloat16" and _multiplies_bfloat16(),
         fp16=config.precision == "float16",
         save_steps=config.save_every,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,9 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM, PreTrainedModel
 
+from sparq.adaptation.sounds import sound_embeddings
 from sparq.config import ModelConfig
+from sparq.corpus.utterance import Utterance
 from sparq.errors import UserError
 from sparq.language.folder import load_language_model
 from sparq.language.vocabulary import ExtendedVocabulary, Vocabulary
@@ -54,7 +57,9 @@ def new_model(config: ModelConfig, vocabulary: Vocabulary, seed: int = 0) -> Pre
     )
 
 
-def pretrained_model(name: str | Path, vocabulary: Vocabulary, seed: int = 0) -> PreTrainedModel:
+def pretrained_model(
+    name: str | Path, vocabulary: Vocabulary, seed: int = 0, utterances: Sequence[Utterance] = ()
+) -> PreTrainedModel:
     """Load a text language model and give it the joint vocabulary.
 
     With an ``extend`` vocabulary the embeddings of the text stay; with a ``joint`` one all embeddings are new. New ones
@@ -62,12 +67,14 @@ def pretrained_model(name: str | Path, vocabulary: Vocabulary, seed: int = 0) ->
     untied where it was tied, as in VoxtLM; behind kept rows its new ones have a tenth of that deviation (Hewitt 2021,
     "Initializing New Word Embeddings for Pretrained Language Models"): as far from their mean as words are, some of a
     thousand pieces would be likelier than the next word. SmolLM2-135M's perplexity of text would grow 1.6 to 2.7 times
-    before it learns anything, and so it stays the same to four digits (results/by_hand.json, new_output_rows).
+    before it learns anything, and so it stays the same to four digits (results/by_hand.json, new_output_rows). The
+    input embeddings of speech pieces start as the words in which they are heard (:mod:`sparq.adaptation.sounds`).
 
     Args:
         name: a folder or a hub name.
         vocabulary: what the model shall read and write.
         seed: of the new embeddings.
+        utterances: what the model will learn from.
 
     Raises:
         UserError: nothing can be loaded from there, or the vocabulary extends another model's tokenizer.
@@ -79,6 +86,10 @@ def pretrained_model(name: str | Path, vocabulary: Vocabulary, seed: int = 0) ->
         raise UserError(f"model.name: {name}: has {rows} embeddings, too few for the {kept} ids of the text tokenizer")
     torch.manual_seed(seed)
     _replace_embeddings(model, vocabulary.size, kept)
+    if isinstance(vocabulary, ExtendedVocabulary):
+        embeddings = model.get_input_embeddings().weight.data
+        for index, row in sound_embeddings(vocabulary, utterances, embeddings[:kept], seed).items():
+            embeddings[index] = row
     for settings in (model.config, model.generation_config):
         settings.pad_token_id = vocabulary.pad_id
         settings.eos_token_id = vocabulary.end_id

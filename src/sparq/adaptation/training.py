@@ -12,6 +12,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from sparq.adaptation.ends import (
 )
 from sparq.adaptation.examples import ExampleStream
 from sparq.adaptation.lora import add_lora, merge_lora
+from sparq.adaptation.loss import counted_loss, logits_where_labels_count
 from sparq.adaptation.optimizers import make_optimizer
 from sparq.adaptation.qlora import BaseMemory, add_qlora, unpack_base
 from sparq.artifacts import write_text
@@ -79,6 +81,18 @@ class AdaptationTrainer(Trainer):
     def __init__(self, *args: Any, config: AdaptationConfig, **kwargs: Any) -> None:
         self._config = config
         super().__init__(*args, **kwargs)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, torch.Tensor | Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, Any]:
+        """Compute the loss as the Trainer does, with logits for what counts alone."""
+        plain = base_model(self.accelerator.unwrap_model(model))
+        with logits_where_labels_count(plain, inputs["labels"]):
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Make the optimizer that the configuration names."""
@@ -253,6 +267,7 @@ def adapt(
         args=arguments,
         train_dataset=stream.starting_at(taken * config.accumulate * arguments.world_size),
         callbacks=[live],
+        compute_loss_func=partial(counted_loss, smoothing=config.label_smoothing),
         config=config,
     )
     trainer.remove_callback(PrinterCallback)

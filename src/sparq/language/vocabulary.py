@@ -256,7 +256,8 @@ class ExtendedVocabulary(Vocabulary):
         Raises:
             UserError: there are no units in the lines, or not enough for so many pieces.
         """
-        speech = (run for line in lines for run in re.findall(UNIT_RANGE.pattern + "+", line))
+        # Of lines that are units alone, SentencePiece takes no required character that does not occur in them.
+        speech = (CONTROLS[1] + run for line in lines for run in re.findall(UNIT_RANGE.pattern + "+", line))
         # SentencePiece counts its own unknown and padding ids, which no unit string ever uses.
         pieces = JointVocabulary.train(speech, max(size, units) + 3 + len(CONTROLS), units)
         return cls(tokenizer, pieces._model, units, deduplicate=deduplicate, normalisation=normalisation)  # noqa: SLF001 (a sibling)

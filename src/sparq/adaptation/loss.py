@@ -1,0 +1,61 @@
+"""The cross-entropy of the pieces that count, with logits for these alone.
+
+What a sequence is given, and padding, have no loss, which is half of it and more. The output layer over the words of a
+pretrained model is a fifth of SmolLM2-135M's arithmetic and, in float32, most of what a batch keeps in memory, so it is
+computed where something is to be predicted and nowhere else. The loss and its gradient stay what they were.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from transformers import PreTrainedModel
+
+from sparq.language.tasks import IGNORED
+
+
+@contextmanager
+def logits_where_labels_count(model: PreTrainedModel, labels: Tensor) -> Iterator[None]:
+    """Within this context the model's logits are [counted labels, vocabulary], in the order of the batch.
+
+    Args:
+        model: a causal language model; what wraps it may be called in its place.
+        labels: int64 [sequences, longest], those of the ids that it will be called with, not yet shifted.
+    """
+    counted = labels[:, 1:] != IGNORED
+
+    def only_counted(_: nn.Module, states: tuple[Tensor, ...]) -> tuple[Tensor]:
+        return (states[0][:, :-1][counted],)
+
+    output: Any = model.get_output_embeddings()
+    hook = output.register_forward_pre_hook(only_counted)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def counted_loss(
+    outputs: Mapping[str, Tensor],
+    labels: Tensor,
+    num_items_in_batch: Tensor | int | None = None,
+    *,
+    smoothing: float = 0.0,
+) -> Tensor:
+    """Cross-entropy of such logits in nats, as transformers' Trainer wants it.
+
+    Args:
+        outputs: "logits" [counted labels, vocabulary].
+        labels: as above.
+        num_items_in_batch: what the sum is divided by: the labels of all batches of a step; None for those of this one.
+        smoothing: probability given to all pieces evenly.
+    """
+    logits = outputs["logits"]
+    targets = labels[:, 1:]
+    targets = targets[targets != IGNORED].to(logits.device)
+    total = cross_entropy(logits.float(), targets, reduction="sum", label_smoothing=smoothing)
+    return total / (len(targets) if num_items_in_batch is None else num_items_in_batch)
