@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 
+import numpy as np
 import pytest
+import soundfile
 
 from sparq.speech.audio import load_audio
 
 
-def test_units(sparq, tiny_run, corpus):
+def test_units(sparq, tiny_run, corpus, tmp_path):
     code, out, _ = sparq("units", tiny_run.audio)
     raw = [int(unit) for unit in out.split()]
     assert code == 0
@@ -20,6 +22,10 @@ def test_units(sparq, tiny_run, corpus):
     _, out, _ = sparq("units", "--merged", "--json", tiny_run.audio)
     merged = [unit for index, unit in enumerate(raw) if index == 0 or raw[index - 1] != unit]
     assert json.loads(out) == [{"file": str(tiny_run.audio), "units": merged}]
+    soundfile.write(tmp_path / "click.wav", np.ones(20), 16000)
+    code, out, err = sparq("units", tiny_run.audio, tmp_path / "click.wav")
+    assert (code, out) == (2, "")
+    assert err == f"sparq: {tmp_path / 'click.wav'}: too short to have units\n"
 
 
 def test_corpus_of_recordings(sparq, tiny_run, tmp_path):

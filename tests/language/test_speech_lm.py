@@ -632,12 +632,22 @@ def test_one_voice_cannot_be_asked_for_another(lm):
         lm.speak("the sea", SHORT, voice="ann")
 
 
+def test_letters_of_other_alphabets_are_said_as_latin_ones(lm):
+    for foreign, latin in (
+        ("the s\u00e9\u0101", "the sea"),
+        ("\u0442he 一", "the yi"),
+        ("\u00bd sea", "one half sea"),
+    ):
+        np.testing.assert_array_equal(lm.speak(foreign, SHORT)[0], lm.speak(latin, SHORT)[0])
+
+
 def test_what_cannot_be_said(lm, joint_vocabulary):
-    for text in ("", "  ", "!!! ..."):
+    for text in ("", "  ", "!!! ...", "\u0640"):
         with pytest.raises(UserError, match="nothing in it that can be said"):
             lm.speak(text)
-    with pytest.raises(UserError, match="stands for a speech unit"):
-        lm.speak("the 一 sea")
+    for wrong in (5, ["the sea", None]):
+        with pytest.raises(UserError, match=r"5: int|None: NoneType .expected str"):
+            lm.speak(wrong)
     mute = SpeechLM(lm.model, joint_vocabulary, lm.codebook)
     for call in (lambda: mute.speak("a"), lambda: mute.stream("a"), lambda: mute.continue_speech(sound(1))):
         with pytest.raises(UserError, match="has no vocoder"):

@@ -37,6 +37,18 @@ def test_channels_are_averaged(tmp_path):
     np.testing.assert_allclose(load_audio(tmp_path / "a.wav"), 0.125, atol=1e-6)
 
 
+@pytest.mark.parametrize("binary", [False, True])
+def test_of_channels_that_cancel_each_other_the_loudest_is_heard(tmp_path, binary):
+    wave = tone(RATE)[:, 0]
+    soundfile.write(tmp_path / "a.wav", np.stack([0.5 * wave, -0.501 * wave], axis=1), RATE, subtype="FLOAT")
+    heard = load_audio((tmp_path / "a.wav").open("rb") if binary else tmp_path / "a.wav")
+    np.testing.assert_allclose(heard, -0.501 * wave, atol=1e-6)
+    soundfile.write(tmp_path / "quiet.wav", np.stack([wave, -0.8 * wave], axis=1), RATE, subtype="FLOAT")
+    np.testing.assert_allclose(load_audio(tmp_path / "quiet.wav"), 0.1 * wave, atol=1e-6)  # not for good
+    soundfile.write(tmp_path / "silent.wav", np.zeros((100, 2)), RATE)
+    assert not load_audio(tmp_path / "silent.wav").any()
+
+
 def test_reading_in_blocks_is_reading_at_once(tmp_path, monkeypatch):
     soundfile.write(tmp_path / "a.wav", np.random.default_rng(0).normal(0, 0.1, 70000), 22050)
     whole = load_audio(tmp_path / "a.wav")
@@ -155,7 +167,7 @@ def test_a_stream_is_heard_chunk_by_chunk(tmp_path):
     assert heard == [100, 101, 1100]
     save_audio(tmp_path / "b.wav", np.concatenate(chunks))
     np.testing.assert_allclose(load_audio(tmp_path / "a.wav"), load_audio(tmp_path / "b.wav"), atol=1e-4)
-    with pytest.raises(UserError, match="no audio format"):
+    with pytest.raises(UserError, match=r"expected .wav, .flac, .ogg or .mp3 at the end"):
         stream_audio(tmp_path / "a.xyz", chunks)
     with pytest.raises(UserError, match="there is no folder"):
         stream_audio(tmp_path / "nowhere" / "a.wav", chunks)

@@ -133,6 +133,9 @@ def units(given: argparse.Namespace) -> None:
     sources = [sys.stdin.buffer if name == "-" else name for name in given.files]
     extractor = load_extractor(load_codebook(given.codebook))
     extracted = extractor.extract([load_audio(source) for source in sources])
+    for name, raw in zip(given.files, extracted, strict=True):
+        if not len(raw):
+            raise UserError(f"{'standard input' if name == '-' else name}: too short to have units")
     sequences = [(merge_repeats(raw)[0] if given.merged else raw).tolist() for raw in extracted]
     if given.json:
         print_json([{"file": name, "units": found} for name, found in zip(given.files, sequences, strict=True)])

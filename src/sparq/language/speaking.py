@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sparq.errors import UserError
+from sparq.language.alphabet import in_letters_of
 from sparq.language.generation import GenerationOptions, candidates, generate
 from sparq.language.phrases import split_text
 from sparq.language.rescoring import best_units
@@ -155,7 +156,7 @@ def _phrases(lm: SpeechLM, text: str) -> list[str]:
     """Cut a text into what the model can say at once; half of the positions are left for the units."""
     room, vocabulary = lm.model.config.max_position_embeddings // 2, lm.vocabulary
     if vocabulary.normalisation == "letters":
-        text = spoken_form(text)  # of which there are more words
+        text = spoken_form(in_letters_of(vocabulary, text))  # of which there are more words
     phrases = split_text(text, lm.limits.words, lambda phrase: len(prompt(TASKS["tts"], vocabulary, phrase)) <= room)
     said = [phrase for phrase in phrases if vocabulary.write_text(phrase)]
     if not said:

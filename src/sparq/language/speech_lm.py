@@ -257,7 +257,7 @@ class SpeechLM:
         Raises:
             UserError: the model has no vocoder, there is no such voice, or nothing in a text can be said.
         """
-        texts, single = _several(text)
+        texts, single = _several(text, str)
         spoken = speak(self, texts, options or SPEAKING, voice)
         return spoken[0] if single else spoken
 
@@ -299,7 +299,7 @@ class SpeechLM:
             beginning: a text, which may be empty, or several.
             options: how pieces are chosen; sampling if None, because greedy search soon repeats itself.
         """
-        beginnings, single = _several(beginning)
+        beginnings, single = _several(beginning, str)
         task, vocabulary = TASKS["textlm"], self.vocabulary
         begun = [bool(vocabulary.write_text(text)) for text in beginnings]
         prompts = [
@@ -338,9 +338,12 @@ class SpeechLM:
         return spoken[0] if single else spoken
 
 
-def _several(given: Any) -> tuple[list[Any], bool]:
-    """Make a list of one or several, and say whether it was one."""
-    return (list(given), False) if isinstance(given, (list, tuple)) else ([given], True)
+def _several(given: Any, kind: type = object) -> tuple[list[Any], bool]:
+    """Make a list of one or several, all of one kind, and say whether it was one."""
+    several = list(given) if isinstance(given, (list, tuple)) else [given]
+    if wrong := [one for one in several if not isinstance(one, kind)]:
+        raise UserError(f"{wrong[0]!r}: {type(wrong[0]).__name__} (expected {kind.__name__})")
+    return several, not isinstance(given, (list, tuple))
 
 
 def _waveform(audio: Audio) -> np.ndarray:

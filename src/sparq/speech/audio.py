@@ -31,6 +31,7 @@ SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".sph", ".aiff", ".aif", "
 
 _BLOCK_SECONDS = 30
 _ROUNDING = 0.05  # seconds; lists of segments round, and may end a little behind their file
+_CANCELLED = 1e-3  # of a channel's energy: what is left of speech with one channel the wrong way round
 _MP3_SLACK = 2 * 1152  # frames; encoders without a length in their header are only known to within a packet or two
 _CHUNK_SIZES = re.compile(r"data\s*: (\d+) \(should be (\d+)\)")
 _OPEN_WAV = struct.Struct("<4sI8sIHHIIHH4sI")  # of a file whose length nobody knows yet
@@ -52,7 +53,8 @@ def load_audio(
         rate: samples per second of what is returned.
         start: where in the file to begin, in seconds; what is before is not decoded.
         seconds: how much to read; None to the end.
-        channel: the channel to read, from 0; None for the mean of all.
+        channel: the channel to read, from 0; None for the mean of all, or, where they cancel each other out, the
+            loudest.
 
     Returns:
         float32 ``[samples]``, full scale at ±1. Silence is allowed.
@@ -87,13 +89,14 @@ def _decode(name: str, source: str | io.BytesIO, rate: int, part: _Part) -> np.n
                 raise UserError(f"{name}: has no channel {part.channel} (there are {file.channels})")
             left = _seek(name, file, part)
             resampler = soxr.ResampleStream(file.samplerate, rate, 1, dtype="float32")
-            parts, count = [], file.tell()
+            parts, count, energy = [], file.tell(), np.zeros(file.channels + 1)
             while left:
                 block = file.read(min(left, _BLOCK_SECONDS * file.samplerate), dtype="float32", always_2d=True)
                 if not len(block):
                     break
                 count, left = count + len(block), left - len(block)
                 mono = block.mean(axis=1) if part.channel is None else np.ascontiguousarray(block[:, part.channel])
+                energy += [*np.square(block).sum(axis=0), np.square(mono).sum()]
                 parts.append(resampler.resample_chunk(mono, last=False))
             if part.seconds is None:
                 _check_whole(name, file, count)
@@ -104,6 +107,11 @@ def _decode(name: str, source: str | io.BytesIO, rate: int, part: _Part) -> np.n
         if isinstance(error, TypeError) or reason == "format not recognised":
             reason = "no header says what it holds; raw samples must be given one, as in a .wav file"
         raise UserError(f"{name}: not audio, or damaged ({reason})") from error
+    loudest = int(energy[:-1].argmax())
+    if part.channel is None and energy[-1] < _CANCELLED * energy[loudest]:
+        if isinstance(source, io.BytesIO):
+            source.seek(0)
+        return _decode(name, source, rate, dataclasses.replace(part, channel=loudest))
     parts.append(resampler.resample_chunk(np.zeros(0, np.float32), last=True))
     return check_waveform(np.concatenate(parts), name)
 
@@ -185,7 +193,7 @@ def save_audio(path: str | Path, waveform: np.ndarray, rate: int = RATE) -> None
 def _format(path: Path) -> str:
     file_format = path.suffix[1:].upper()
     if file_format not in soundfile.available_formats():
-        raise UserError(f"{path}: no audio format is called {path.suffix or 'nothing'}; try .wav, .flac, .ogg or .mp3")
+        raise UserError(f"{path}: {path.suffix or 'no suffix'} (expected .wav, .flac, .ogg or .mp3 at the end)")
     if not path.parent.is_dir():
         raise UserError(f"{path}: there is no folder {path.parent}")
     return file_format
