@@ -99,12 +99,12 @@ def vocabulary_of(given: argparse.Namespace, corpus: Corpus, model: Path) -> Voc
     folder = given.vocabulary or given.state / "vocabulary"
     if not folder.is_dir():
         units = corpus.codebook.size
-        writer = Writer(units, deduplicate=True, normalisation="letters")
+        writer = Writer(units, deduplicate=True, normalisation="none")  # as the model has read text so far
         said = [u for u in corpus.utterances("train") if len(u.units) and writer.write_text(u.text)]
         chosen = np.random.default_rng(0).permutation(len(said))[:VOCABULARY_LINES]
         lines = [TASKS["asr"].line(writer, text=said[i].text, units=said[i].units) for i in chosen]
         learnt = ExtendedVocabulary.train(
-            lines, given.pieces, units, AutoTokenizer.from_pretrained(model), deduplicate=True, normalisation="letters"
+            lines, given.pieces, units, AutoTokenizer.from_pretrained(model), deduplicate=True, normalisation="none"
         )
         with new_folder(folder) as made:
             learnt.save(made)
