@@ -5,7 +5,7 @@ import dataclasses
 
 import pytest
 import torch
-from torch.optim import AdamW
+from torch.optim import Adam, AdamW
 
 from sparq.adaptation.examples import ExampleStream
 from sparq.adaptation.lora import add_lora
@@ -115,3 +115,28 @@ def test_what_is_frozen_stays_frozen(model, stream):
     assert sum(len(group["params"]) for part in (muon, adamw) for group in part.param_groups) == len(
         [parameter for parameter in adapted.parameters() if parameter.requires_grad]
     )
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "orthoadam"])
+def test_words_that_nothing_is_learnt_of_do_not_decay(model, optimizer):
+    """Adam makes a whole step of the smallest gradient, and in these two the decay is part of it."""
+    config = dataclasses.replace(MUON, optimizer=optimizer, weight_decay=1e-3)
+    before = copy.deepcopy(model)
+    made = make_optimizer(model, config)
+    for _ in range(3):
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        made.step()
+    for (name, now), then in zip(model.named_parameters(), before.parameters(), strict=True):
+        assert torch.equal(now, then) == (name in OUTSIDE or not then.any()), name
+
+
+def test_adam_is_torchs(model, stream):
+    twin = copy.deepcopy(model)
+    named = dict(twin.named_parameters())
+    rest = [value for name, value in named.items() if name not in OUTSIDE]
+    groups = [{"params": [named[name] for name in OUTSIDE], "weight_decay": 0.0}, {"params": rest}]
+    theirs = Adam(groups, lr=3e-3, weight_decay=0.1, betas=(0.9, 0.98), fused=True)
+    take_steps(model, [make_optimizer(model, dataclasses.replace(MUON, optimizer="adam"))], stream, 4)
+    take_steps(twin, [theirs], stream, 4)
+    assert_same_weights(model, twin)

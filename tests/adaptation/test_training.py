@@ -13,10 +13,11 @@ import pytest
 import torch
 from small_world import train
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from test_start import save_pretrained
 from torch.nn.functional import cross_entropy
 
 from sparq.adaptation.examples import ExampleStream
-from sparq.adaptation.start import new_model
+from sparq.adaptation.start import new_model, pretrained_model
 from sparq.adaptation.training import AdaptationTrainer, adapt, last_checkpoint
 from sparq.attention import install, installed, load_pretrained
 from sparq.config import AdaptationConfig, LoraConfig
@@ -351,3 +352,19 @@ def test_two_processes_share_the_batches(tmp_path, two_processes):
     assert two[-1]["step"] == one[-1]["step"] == 5
     assert two[-1]["loss"] == pytest.approx(one[-1]["loss"], rel=0.02)
     assert [entry["held_out/asr/loss"] for entry in (two[0], two[-1])] == [1.0, 2.0]
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_adapters_leave_a_tokenizers_own_words_alone(extended, make_sentences, tmp_path, method):
+    said = make_sentences(30, shortest=1, longest=3)
+    save_pretrained("llama", tmp_path / "text", tie_word_embeddings=True)
+    model = pretrained_model(tmp_path / "text", extended, utterances=said)
+    tables = model.get_input_embeddings(), model.get_output_embeddings()
+    before = [table.weight.detach().clone() for table in tables]
+    learnt = ExampleStream(said, extended, EQUAL, BASE.batch_bins, maximum_length=64)
+    config = change(method=method, lora=LoraConfig(rank=2, alpha=2))
+    trained = adapt(model, learnt, config, tmp_path / "log").model
+    words = extended.text_size
+    for then, table in zip(before, (trained.get_input_embeddings(), trained.get_output_embeddings()), strict=True):
+        assert torch.equal(table.weight[:words], then[:words]) == (method == "lora")
+        assert not torch.equal(table.weight[words:], then[words:])

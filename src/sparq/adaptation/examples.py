@@ -47,6 +47,7 @@ class ExampleStream(IterableDataset[dict[str, torch.Tensor]]):
             changed (:mod:`sparq.adaptation.unit_noise`), an evenly drawn share in each example.
 
     Attributes:
+        vocabulary: see above.
         start: the batch that comes first.
 
     Raises:
@@ -82,7 +83,7 @@ class ExampleStream(IterableDataset[dict[str, torch.Tensor]]):
             if not served:
                 raise UserError(f"task_weights: {name} has nothing to learn from (no utterances with what it needs)")
         self._count = sum(any(u.serves(task) for task in self._tasks) for u in utterances)
-        self._vocabulary = vocabulary
+        self.vocabulary = vocabulary
         self._bins = batch_bins
         self._seed = seed
         self._curriculum = curriculum or CurriculumConfig(batches=0)
@@ -108,7 +109,7 @@ class ExampleStream(IterableDataset[dict[str, torch.Tensor]]):
         while True:
             index, done = divmod(batch, ROUND)
             for examples in self._round(index, self._curriculum.limit(index * ROUND))[done:]:
-                yield collate(examples, self._vocabulary.pad_id)
+                yield collate(examples, self.vocabulary.pad_id)
                 batch += 1
 
     def _round(self, index: int, limit: int | None) -> list[list[Example]]:
@@ -128,12 +129,12 @@ class ExampleStream(IterableDataset[dict[str, torch.Tensor]]):
         for _ in range(ATTEMPTS):
             utterance = self._draw(task, random, limit)
             # Text may hold nothing that can be written, and a word may be so swallowed that it has no units.
-            if not utterance.serves(task) or (utterance.text and not self._vocabulary.write_text(utterance.text)):
+            if not utterance.serves(task) or (utterance.text and not self.vocabulary.write_text(utterance.text)):
                 continue
             units = utterance.units
             if self._noise is not None and task.condition == Modality.SPEECH:
                 units = self._noise(units, self._noisiest * random.random(), random)
-            made = example(task, self._vocabulary, text=utterance.text, units=units)
+            made = example(task, self.vocabulary, text=utterance.text, units=units)
             if len(made.input_ids) <= self._longest:
                 return made
         raise UserError(

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from typing import Any
 
 import torch
 from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from sparq.adaptation.initialisers import initialise
@@ -133,6 +134,26 @@ def _warn_of_idle_ranks(adapted: PeftModel, rank: int) -> None:
 def _trained_whole(model: PreTrainedModel, name: str, module: nn.Module) -> bool:
     embedding = module is model.get_input_embeddings() or module is model.get_output_embeddings()
     return embedding or name.rpartition(".")[2] in ADDED_MODULES
+
+
+def keep_words(model: PeftModel, words: int) -> None:
+    """Let the embeddings and output rows of a text tokenizer stay as they are, and train those behind them alone.
+
+    Args:
+        model: with adapters.
+        words: how many ids are the tokenizer's own.
+    """
+
+    def only_new(gradient: Tensor) -> Tensor:
+        kept = gradient.clone()
+        kept[:words] = 0
+        return kept
+
+    base: Any = model.get_base_model()
+    for table in (base.get_input_embeddings(), base.get_output_embeddings()):
+        for weight in table.parameters():
+            if weight.requires_grad:
+                weight.register_hook(only_new)
 
 
 def merge_lora(model: PeftModel) -> PreTrainedModel:

@@ -29,22 +29,30 @@ def make_optimizer(model: Any, config: AdaptationConfig) -> Optimizer:
         model: a transformers model, perhaps with PEFT's adapters.
         config: kind, learning rate, weight decay (in Adam and OrthoAdam part of the gradient, in the others apart),
             beta2, and the seed of OrthoAdam's transforms.
+
+    Where the decay is part of the gradient, embeddings and the output layer have none. A word that no text holds has no
+    other gradient, and Adam, which divides a gradient by its size, makes a whole step of the smallest decay: after a
+    thousand steps at 1e-6 the words that SmolLM2-135M had not met again were nearly 0 (results/by_hand.json,
+    decay_of_words).
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     rate: dict[str, Any] = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
     adam: dict[str, Any] = {**rate, "betas": (0.9, config.beta2), "fused": True}
-    if config.optimizer == "adam":
-        return Adam(trained, **adam)
     if config.optimizer == "adamw":
         return AdamW(trained, **adam)
-    if config.optimizer == "orthoadam":
+    if config.optimizer in ("adam", "orthoadam"):
         tables = _tables(model)
         by_token = [parameter for parameter in trained if id(parameter) in tables]
         groups: list[dict[str, Any]] = [
-            {"params": by_token, "first_dimension": 1},
+            {"params": by_token, "weight_decay": 0.0},
             {"params": [parameter for parameter in trained if id(parameter) not in tables]},
         ]
-        return OrthoAdam([group for group in groups if group["params"]], seed=config.seed, **adam)
+        groups = [group for group in groups if group["params"]]
+        if config.optimizer == "adam":
+            return Adam(groups, **adam)
+        if by_token:
+            groups[0]["first_dimension"] = 1
+        return OrthoAdam(groups, seed=config.seed, **adam)
     matrices, others = _parted(model, trained)
     parts: list[Optimizer] = [Muon(matrices, **rate)] if matrices else []
     return Together([*parts, AdamW(others, **adam)] if others else parts)

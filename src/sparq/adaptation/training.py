@@ -36,7 +36,7 @@ from sparq.adaptation.ends import (
     warmup_steps,
 )
 from sparq.adaptation.examples import ExampleStream
-from sparq.adaptation.lora import add_lora, merge_lora
+from sparq.adaptation.lora import add_lora, keep_words, merge_lora
 from sparq.adaptation.loss import counted_loss, logits_where_labels_count
 from sparq.adaptation.optimizers import make_optimizer
 from sparq.adaptation.qlora import BaseMemory, add_qlora, unpack_base
@@ -44,6 +44,7 @@ from sparq.artifacts import write_text
 from sparq.attention.install import base_model
 from sparq.config import AdaptationConfig
 from sparq.errors import UserError
+from sparq.language.vocabulary import ExtendedVocabulary
 
 HISTORY = "history.json"
 MEMORY = "base_memory.json"
@@ -256,6 +257,8 @@ def adapt(
     if config.precision == "float16" and not torch.cuda.is_available():
         raise UserError("adaptation.precision: float16 needs a GPU (expected float32 or bfloat16 without one)")
     trained, memory = _with_adapters(model, config)
+    if isinstance(trained, PeftModel) and isinstance(stream.vocabulary, ExtendedVocabulary):
+        keep_words(trained, stream.vocabulary.text_size)
     arguments = trainer_arguments(config, folder)
     arguments.max_steps = last_step(config, stream, arguments.world_size)
     arguments.warmup_steps = warmup_steps(config, arguments.max_steps)

@@ -96,8 +96,8 @@ class AdaptationConfig:
     """How the language model learns the four tasks (paper, E.1); it ends at the first of steps, epochs, minutes.
 
     Attributes:
-        method: "full" trains every weight, "lora" adapters and the new embeddings, "qlora" the same on a frozen base in
-            8 or 4 bits.
+        method: "full" trains every weight, "lora" adapters and the embeddings (behind a pretrained model's own
+            tokenizer those of speech alone), "qlora" the same on a frozen base in 8 or 4 bits.
         lora: the adapters of methods "lora" and "qlora".
         qlora: the base of method "qlora".
         optimizer: "adam" (the paper), "adamw", "orthoadam" (Adam in a random orthogonal basis), or "muon" for the
@@ -107,7 +107,7 @@ class AdaptationConfig:
         warmup_steps: steps over which the learning rate rises; null for a tenth of the steps and at most the paper's
             2,500.
         beta2: decay of the optimizer's second moment.
-        weight_decay: of the optimizer.
+        weight_decay: of the optimizer; with "adam" and "orthoadam" not of embeddings and the output layer.
         batch_bins: padded pieces in a batch: longest sequence × number of sequences.
         accumulate: batches per step.
         steps: optimizer steps.
