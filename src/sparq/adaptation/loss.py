@@ -1,8 +1,8 @@
 """The cross-entropy of the pieces that count, with logits for these alone.
 
 What a sequence is given, and padding, have no loss, which is half of it and more. The output layer over the words of a
-pretrained model is a fifth of SmolLM2-135M's arithmetic and, in float32, most of what a batch keeps in memory, so it is
-computed where something is to be predicted and nowhere else. The loss and its gradient stay what they were.
+pretrained model is a fifth of SmolLM2-135M's arithmetic, and its logits take 200 kB a piece, so it is computed where
+something is to be predicted and nowhere else. The loss and its gradient stay what they were.
 """
 
 from __future__ import annotations
