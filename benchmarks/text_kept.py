@@ -25,15 +25,14 @@ from sparq.adaptation.start import pretrained_model
 from sparq.artifacts import provenance, write_text
 from sparq.assets import language_model
 from sparq.attention import install, load_pretrained
-from sparq.config import AdaptationConfig, AttentionConfig
+from sparq.config import AdaptationConfig, AttentionConfig, VocabularyConfig
 from sparq.corpus.corpus import Corpus
 from sparq.evaluation.perplexity import perplexity
 from sparq.evaluation.scoring import task_losses
 from sparq.evaluation.texts import lines_of, windows
-from sparq.language.tasks import TASKS, Example
-from sparq.language.vocabulary import ExtendedVocabulary
-from sparq.language.writing import Writer
-from sparq.making import adapt_model
+from sparq.language.tasks import Example
+from sparq.language.vocabulary import Vocabulary
+from sparq.making import adapt_model, learn_vocabulary
 from sparq.schema import parse, with_overrides
 
 DEFAULTS: dict[str, Any] = {
@@ -45,19 +44,11 @@ DEFAULTS: dict[str, Any] = {
 }
 
 
-def vocabulary_for(corpus: Corpus, tokenizer: Any, size: int) -> ExtendedVocabulary:
-    """Learn speech pieces from what the corpus holds to train on, behind the model's own."""
-    units, said = corpus.codebook.size, [u for u in corpus.utterances("train") if u.text and len(u.units)]
-    writer = Writer(units, deduplicate=True, normalisation="none")
-    lines = [TASKS["asr"].line(writer, text=one.text, units=one.units) for one in said]
-    return ExtendedVocabulary.train(lines, size, units, tokenizer, deduplicate=True)
-
-
 def text_perplexities(model: PreTrainedModel, texts: dict[str, list[Example]]) -> dict[str, float]:
     return {name: round(perplexity(model, examples).perplexity, 3) for name, examples in texts.items()}
 
 
-def adapted(name: str, corpus: Corpus, vocabulary: ExtendedVocabulary, sink: str, config: AdaptationConfig) -> Any:
+def adapted(name: str, corpus: Corpus, vocabulary: Vocabulary, sink: str, config: AdaptationConfig) -> Any:
     """The model after its adaptation, and how it went."""
     model = pretrained_model(name, vocabulary, config.seed, corpus.utterances("train"))
     install(model, **AttentionConfig().arguments(sink))
@@ -84,7 +75,8 @@ def main() -> None:
     corpus, path = Corpus.load(given.corpus), language_model(given.model)
     tokenizer = AutoTokenizer.from_pretrained(path)
     texts = {one.stem: windows(tokenizer, lines_of(one), given.length)[: given.sequences] for one in given.text}
-    vocabulary = vocabulary_for(corpus, tokenizer, given.pieces)
+    config = VocabularyConfig(mode="extend", size=given.pieces, normalisation="none")
+    vocabulary = learn_vocabulary(corpus, config, tokenizer)
     before = text_perplexities(load_pretrained(path, dtype=torch.float32), texts)
     print(json.dumps({"before": before}), flush=True)
     found: dict[str, Any] = {

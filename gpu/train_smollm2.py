@@ -24,7 +24,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from carry import pack
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -34,15 +33,13 @@ from sparq.adaptation.training import HISTORY, Training, adapt, last_checkpoint
 from sparq.artifacts import new_folder, require_match
 from sparq.assets import shipped
 from sparq.attention import install
-from sparq.config import SINKS, AdaptationConfig, AttentionConfig
+from sparq.config import SINKS, AdaptationConfig, AttentionConfig, VocabularyConfig
 from sparq.corpus.corpus import Corpus
 from sparq.errors import SparqError
 from sparq.evaluation.scoring import live_measure
 from sparq.language.speech_lm import SpeechLM
-from sparq.language.tasks import TASKS
-from sparq.language.vocabulary import ExtendedVocabulary, Vocabulary, load_vocabulary
-from sparq.language.writing import Writer
-from sparq.making import example_stream
+from sparq.language.vocabulary import Vocabulary, load_vocabulary
+from sparq.making import example_stream, learn_vocabulary
 from sparq.schema import parse, with_overrides
 from sparq.speech.vocoder import Vocoder
 
@@ -60,7 +57,6 @@ DEFAULTS: dict[str, Any] = {
 }
 PART = 7.5  # MiB
 PARTS_AT_ONCE = 8  # of them leave with one call
-VOCABULARY_LINES = 20_000
 
 
 def arguments() -> argparse.Namespace:
@@ -98,14 +94,9 @@ def vocabulary_of(given: argparse.Namespace, corpus: Corpus, model: Path) -> Voc
     """Load a vocabulary, or learn the speech pieces that are put behind the model's own."""
     folder = given.vocabulary or given.state / "vocabulary"
     if not folder.is_dir():
-        units = corpus.codebook.size
-        writer = Writer(units, deduplicate=True, normalisation="none")  # as the model has read text so far
-        said = [u for u in corpus.utterances("train") if len(u.units) and writer.write_text(u.text)]
-        chosen = np.random.default_rng(0).permutation(len(said))[:VOCABULARY_LINES]
-        lines = [TASKS["asr"].line(writer, text=said[i].text, units=said[i].units) for i in chosen]
-        learnt = ExtendedVocabulary.train(
-            lines, given.pieces, units, AutoTokenizer.from_pretrained(model), deduplicate=True, normalisation="none"
-        )
+        # Text as the model has read it so far.
+        config = VocabularyConfig(mode="extend", size=given.pieces, normalisation="none")
+        learnt = learn_vocabulary(corpus, config, AutoTokenizer.from_pretrained(model))
         with new_folder(folder) as made:
             learnt.save(made)
     return load_vocabulary(folder)

@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -20,7 +21,7 @@ from sparq.adaptation.training import HISTORY, Measure, Report, Training, adapt
 from sparq.artifacts import fingerprint, read_manifest, require_match
 from sparq.assets import ready_made
 from sparq.attention import install
-from sparq.config import AdaptationConfig, AttentionConfig, VocoderTrainingConfig
+from sparq.config import AdaptationConfig, AttentionConfig, VocabularyConfig, VocoderTrainingConfig
 from sparq.corpus.corpus import Corpus
 from sparq.corpus.utterance import Utterance
 from sparq.evaluation.scoring import live_measure, task_examples
@@ -28,7 +29,8 @@ from sparq.language.folder import no_progress_bars
 from sparq.language.likelihood import padded_batches
 from sparq.language.speech_lm import SpeechLM
 from sparq.language.tasks import TASKS
-from sparq.language.vocabulary import Vocabulary
+from sparq.language.vocabulary import ExtendedVocabulary, JointVocabulary, Vocabulary
+from sparq.language.writing import Writer
 from sparq.processes import is_first_process
 from sparq.quantization import BlockReport, QuantizationConfig, quantize
 from sparq.quantization.blocks import architecture
@@ -38,6 +40,7 @@ from sparq.speech.vocoder_training import VocoderTraining, train_vocoder
 from sparq.stages import Stage, StageEvent, run_stage
 
 SPEECHLM, TRAINING, LEARNT = "speechlm", "training", "learnt"
+_VOCABULARY_LINES = 20_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +56,31 @@ class Watcher:
     stage: Callable[[StageEvent], None] = lambda _: None
     training: Report = lambda *_: None
     note: Callable[[str], None] = lambda _: None
+
+
+def learn_vocabulary(corpus: Corpus, config: VocabularyConfig, tokenizer: Any = None, seed: int = 0) -> Vocabulary:
+    """Learn the pieces of a corpus from what it holds to train on.
+
+    They are learnt from speech with its text (VoxtLM), or, where a corpus has none, from each alone.
+
+    Args:
+        corpus: see above.
+        config: mode, size, and how text and units are written.
+        tokenizer: of the pretrained model whose tokens mode "extend" keeps.
+        seed: of the choice among many lines.
+    """
+    units = corpus.codebook.size
+    options: dict[str, Any] = {"deduplicate": config.deduplicate, "normalisation": config.normalisation}
+    writer = Writer(units, **options)
+    utterances = corpus.utterances("train")
+    pairs = [(TASKS["asr"], u) for u in utterances if u.serves(TASKS["asr"]) or u.serves(TASKS["tts"])]
+    alone = [(task, u) for task in (TASKS["textlm"], TASKS["speechlm"]) for u in utterances if u.serves(task)]
+    said = [(task, u) for task, u in pairs or alone if not u.text or writer.write_text(u.text)]
+    chosen = np.random.default_rng(seed).permutation(len(said))[:_VOCABULARY_LINES]
+    lines = [task.line(writer, text=u.text, units=u.units) for task, u in (said[i] for i in chosen)]
+    if config.mode == "joint":
+        return JointVocabulary.train(lines, config.size, units, **options)
+    return ExtendedVocabulary.train(lines, config.size, units, tokenizer, **options)
 
 
 def example_stream(

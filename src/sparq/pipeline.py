@@ -21,9 +21,7 @@ import shutil
 from collections.abc import Iterator
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 from transformers import PreTrainedModel
 
 from sparq.adaptation.packed_linear import require_bitsandbytes
@@ -37,15 +35,14 @@ from sparq.corpus.corpus import Corpus
 from sparq.errors import UserError
 from sparq.evaluation.scoring import assess
 from sparq.language.speech_lm import SpeechLM
-from sparq.language.tasks import TASKS
-from sparq.language.vocabulary import ExtendedVocabulary, JointVocabulary, Vocabulary, load_vocabulary
-from sparq.language.writing import Writer
+from sparq.language.vocabulary import Vocabulary, load_vocabulary
 from sparq.making import (
     SPEECHLM,
     TRAINING,
     Watcher,
     adapt_model,
     known,
+    learn_vocabulary,
     make_vocoder,
     quantize_into,
     vocoder_start,
@@ -57,7 +54,6 @@ from sparq.speech.vocoder import Vocoder
 from sparq.stages import Stage, run_stage
 
 FULL = "W16A16"
-VOCABULARY_LINES = 20_000
 RESULT = "result.json"
 
 
@@ -145,24 +141,12 @@ class Run:
         if ready is not None:
             shutil.copytree(ready, work, dirs_exist_ok=True)
             return
-        config, units = self.recipe.vocabulary, self.corpus.codebook.size
-        options: dict[str, Any] = {"deduplicate": config.deduplicate, "normalisation": config.normalisation}
-        writer = Writer(units, **options)
-        random = np.random.default_rng(self.recipe.corpus.seed)
-        utterances = self.corpus.utterances("train")
-        # Pieces are learnt from speech with its text (VoxtLM), or, where a corpus has none, from each alone.
-        pairs = [(TASKS["asr"], u) for u in utterances if u.serves(TASKS["asr"]) or u.serves(TASKS["tts"])]
-        alone = [(task, u) for task in (TASKS["textlm"], TASKS["speechlm"]) for u in utterances if u.serves(task)]
-        said = [(task, u) for task, u in pairs or alone if not u.text or writer.write_text(u.text)]
-        chosen = random.permutation(len(said))[:VOCABULARY_LINES]
-        lines = [task.line(writer, text=u.text, units=u.units) for task, u in (said[i] for i in chosen)]
-        if config.mode == "joint":
-            JointVocabulary.train(lines, config.size, units, **options).save(work)
-            return
-        from transformers import AutoTokenizer
+        config, tokenizer = self.recipe.vocabulary, None
+        if config.mode == "extend":
+            from transformers import AutoTokenizer
 
-        tokenizer = AutoTokenizer.from_pretrained(language_model(str(self.recipe.model.name)))
-        ExtendedVocabulary.train(lines, config.size, units, tokenizer, **options).save(work)
+            tokenizer = AutoTokenizer.from_pretrained(language_model(str(self.recipe.model.name)))
+        learn_vocabulary(self.corpus, config, tokenizer, self.recipe.corpus.seed).save(work)
 
     @cached_property
     def vocoder_manifest(self) -> Manifest:

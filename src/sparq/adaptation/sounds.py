@@ -67,7 +67,7 @@ def _heard_words(
     ids = np.array(vocabulary.encode_units(utterance.units))
     bounds = _piece_bounds(vocabulary, utterance.units, ids)
     for word, (start, end) in zip(utterance.text.split(), _word_times(utterance), strict=True):
-        tokens = vocabulary.encode_text(word) if vocabulary.write_text(word) else []
+        tokens = vocabulary.encode_text(word)  # none of what is no word
         shared = (np.minimum(bounds[1:], end) - np.maximum(bounds[:-1], start)) / np.diff(bounds)
         during = shared > 0
         if tokens and during.any():

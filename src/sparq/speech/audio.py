@@ -95,9 +95,7 @@ def _decode(name: str, source: str | io.BytesIO, rate: int, part: _Part) -> np.n
                 if not len(block):
                     break
                 count, left = count + len(block), left - len(block)
-                mono = block.mean(axis=1) if part.channel is None else np.ascontiguousarray(block[:, part.channel])
-                energy += [*np.square(block).sum(axis=0), np.square(mono).sum()]
-                parts.append(resampler.resample_chunk(mono, last=False))
+                parts.append(resampler.resample_chunk(_mono(block, part.channel, energy), last=False))
             if part.seconds is None:
                 _check_whole(name, file, count)
             elif left > _ROUNDING * file.samplerate:
@@ -108,12 +106,22 @@ def _decode(name: str, source: str | io.BytesIO, rate: int, part: _Part) -> np.n
             reason = "no header says what it holds; raw samples must be given one, as in a .wav file"
         raise UserError(f"{name}: not audio, or damaged ({reason})") from error
     loudest = int(energy[:-1].argmax())
-    if part.channel is None and energy[-1] < _CANCELLED * energy[loudest]:
+    if energy[-1] < _CANCELLED * energy[loudest]:
         if isinstance(source, io.BytesIO):
             source.seek(0)
         return _decode(name, source, rate, dataclasses.replace(part, channel=loudest))
     parts.append(resampler.resample_chunk(np.zeros(0, np.float32), last=True))
     return check_waveform(np.concatenate(parts), name)
+
+
+def _mono(block: np.ndarray, channel: int | None, energy: np.ndarray) -> np.ndarray:
+    """Give a channel or the mean of all; where there are several, the energy of each and of the mean is added up."""
+    if channel is not None:
+        return np.ascontiguousarray(block[:, channel])
+    mono = block.mean(axis=1)
+    if block.shape[1] > 1:
+        energy += [*np.square(block).sum(axis=0), np.square(mono).sum()]
+    return mono
 
 
 def _seek(name: str, file: soundfile.SoundFile, part: _Part) -> int:
