@@ -30,6 +30,7 @@ from sparq.corpus.corpus import Corpus
 from sparq.evaluation.perplexity import perplexity
 from sparq.evaluation.scoring import task_losses
 from sparq.evaluation.texts import lines_of, windows
+from sparq.language.folder import load_language_model
 from sparq.language.tasks import Example
 from sparq.language.vocabulary import Vocabulary
 from sparq.making import adapt_model, learn_vocabulary
@@ -52,9 +53,12 @@ def adapted(name: str, corpus: Corpus, vocabulary: Vocabulary, sink: str, config
     """The model after its adaptation, and how it went."""
     model = pretrained_model(name, vocabulary, config.seed, corpus.utterances("train"))
     install(model, **AttentionConfig().arguments(sink))
+    before = load_language_model(name, "MODEL") if config.text_targets == "model" else None
     work = Path(tempfile.mkdtemp())
     try:
-        return adapt_model(model, corpus, vocabulary, config, work, lambda *_: None, measure=lambda _: {})
+        return adapt_model(
+            model, corpus, vocabulary, config, work, lambda *_: None, measure=lambda _: {}, before=before
+        )
     finally:
         shutil.rmtree(work)
 

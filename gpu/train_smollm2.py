@@ -37,6 +37,7 @@ from sparq.config import SINKS, AdaptationConfig, AttentionConfig, VocabularyCon
 from sparq.corpus.corpus import Corpus
 from sparq.errors import SparqError
 from sparq.evaluation.scoring import live_measure
+from sparq.language.folder import load_language_model
 from sparq.language.speech_lm import SpeechLM
 from sparq.language.vocabulary import Vocabulary, load_vocabulary
 from sparq.making import example_stream, learn_vocabulary
@@ -66,6 +67,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--state", type=Path, required=True, help="folder for all that later calls need")
     parser.add_argument("--out", type=Path, default=os.environ.get("OUT"), help="folder for results (default $OUT)")
     parser.add_argument("--sink", choices=SINKS, default="max")
+    parser.add_argument("--start", type=Path, help="a SpeechLM of this vocabulary to begin with (default: the model)")
     parser.add_argument("--vocabulary", type=Path, help="a ready vocabulary (default: learn one, mode extend)")
     parser.add_argument("--pieces", type=int, default=1000, help="speech pieces of the vocabulary that is learnt")
     parser.add_argument("--vocoder", type=Path, help="a vocoder for the codebook (default: the one that ships)")
@@ -118,7 +120,10 @@ def settings_of(given: argparse.Namespace, folder: Path) -> AdaptationConfig:
 def train(given: argparse.Namespace, corpus: Corpus, vocabulary: Vocabulary, model: Path, folder: Path) -> Training:
     """Train for the minutes of this call. Checkpoints stay, which is why this is not ``making.adapt_model``."""
     config = settings_of(given, folder)
-    network = pretrained_model(model, vocabulary, config.seed, corpus.utterances("train"))
+    if given.start:
+        network = SpeechLM.load(given.start).model.float()
+    else:
+        network = pretrained_model(model, vocabulary, config.seed, corpus.utterances("train"))
     install(network, **AttentionConfig().arguments(given.sink))
     stream = example_stream(network, corpus, vocabulary, config)
     held_out = corpus.utterances("held_out")
@@ -130,7 +135,8 @@ def train(given: argparse.Namespace, corpus: Corpus, vocabulary: Vocabulary, mod
             print(f"step {step} of {given.steps}, {time.monotonic() - began:.0f} s: {numbers}", flush=True)
 
     measure = live_measure(vocabulary, held_out) if held_out else None
-    return adapt(network, stream, config, folder, measure=measure, report=report)
+    before = load_language_model(model, "--model") if config.text_targets == "model" else None
+    return adapt(network, stream, config, folder, measure=measure, report=report, before=before)
 
 
 def finish(given: argparse.Namespace, lm: SpeechLM, folder: Path) -> None:

@@ -14,9 +14,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from byte_tokenizer import byte_tokenizer
+from transformers import LlamaConfig, LlamaForCausalLM
 
 import sparq
 from sparq import pipeline
+from sparq.adaptation.teacher import TextTeacher
 from sparq.artifacts import Manifest
 from sparq.attention import AttentionSettings, installed
 from sparq.config import QuantizationRow
@@ -256,12 +260,41 @@ def test_a_model_of_these_pieces_is_adapted_further(tiny_run, copied):
     assert 0 < (old - new).abs().max() < 2e-3  # one step of Adam from where it was
 
 
+def test_a_text_model_keeps_its_words_and_is_asked_for_them(tiny_run, copied, tmp_path, monkeypatch):
+    texts = ["Come back soon.", "The old mill is closed."]
+    words = len(byte_tokenizer(tmp_path / "lm", texts))
+    text_model = LlamaForCausalLM(
+        LlamaConfig(vocab_size=words, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
+    )
+    text_model.save_pretrained(tmp_path / "lm")
+    asked = []
+    says = TextTeacher.probabilities
+    monkeypatch.setattr(TextTeacher, "probabilities", lambda *given: asked.append(1) or says(*given))
+    changed = {
+        "output": copied, "model.name": tmp_path / "lm", "vocabulary.mode": "extend", "vocabulary.size": 40,
+        "vocabulary.normalisation": "none", "adaptation.method": "lora", "adaptation.text_targets": "model",
+        "adaptation.task_weights": "{textlm: 1}",
+    }  # fmt: skip
+    run = Run(load_recipe(tiny_run.recipe, [f"{key}={value}" for key, value in changed.items()]))
+    run.adapted("max")
+    lm = sparq.load(copied / "max" / "speechlm")
+    assert lm.vocabulary.text_size == words
+    assert torch.equal(lm.model.get_input_embeddings().weight[:words], text_model.get_input_embeddings().weight)
+    assert asked
+    # Nobody says what a text would be like to a model that speaks already.
+    spoken = Run(load_recipe(tiny_run.recipe, [f"output={copied}", "adaptation.text_targets=model",
+                                               f"model.name={tiny_run.folder}/{{sink}}/speechlm"]))  # fmt: skip
+    with pytest.raises(UserError, match="text_targets: model"):
+        spoken.adapted("none")
+
+
 @pytest.mark.parametrize(
     ("setting", "told"),
     [
         ("vocoder.name=nowhere", "nowhere"),
         ("vocabulary.name=nowhere", "nowhere"),
         ("vocabulary.mode=extend", "vocabulary.mode"),
+        ("adaptation.text_targets=model", "adaptation.text_targets: model needs model.name"),
         ("quantization=[{}, {alpha: 0.3}]", "W8A8"),
         ("evaluation.recordings=[{path: nowhere.wav}]", "nowhere.wav"),
         ("corpus.sources.0.path=nowhere.tsv", "nowhere.tsv"),

@@ -121,6 +121,7 @@ def adapt_model(
     *,
     rehearsed: Sequence[Utterance] = (),
     measure: Measure | None = None,
+    before: PreTrainedModel | None = None,
 ) -> Training:
     """Adapt a model, its attention installed, to a corpus; live measures are taken on what the corpus held out.
 
@@ -133,13 +134,14 @@ def adapt_model(
         report: told of every step.
         rehearsed: what it shall not forget, drawn from as from the corpus.
         measure: taken live; None for everything that is known of the held-out part.
+        before: the text model that it was, for ``text_targets: model``.
     """
     stream = example_stream(model, corpus, vocabulary, config, rehearsed)
     held_out = corpus.utterances("held_out")
     if measure is None and held_out:
         measure = live_measure(vocabulary, held_out)
     with no_progress_bars():  # of checkpoints, across the one that shows the training
-        training = adapt(model, stream, config, folder, measure=measure, report=report)
+        training = adapt(model, stream, config, folder, measure=measure, report=report, before=before)
     if is_first_process():
         for checkpoint in [*folder.glob("checkpoint-*"), *folder.glob(START)]:
             shutil.rmtree(checkpoint)  # only needed while it trained

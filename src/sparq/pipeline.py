@@ -34,6 +34,7 @@ from sparq.corpus.build import corpus_stage
 from sparq.corpus.corpus import Corpus
 from sparq.errors import UserError
 from sparq.evaluation.scoring import assess
+from sparq.language.folder import load_language_model
 from sparq.language.speech_lm import SpeechLM
 from sparq.language.vocabulary import Vocabulary, load_vocabulary
 from sparq.making import (
@@ -96,6 +97,8 @@ class Run:
                     ready_made(name)
         if recipe.vocabulary.name is None and recipe.vocabulary.mode == "extend" and recipe.model.name is None:
             raise UserError("vocabulary.mode: extend needs model.name (the pretrained model whose tokenizer is kept)")
+        if recipe.adaptation.text_targets == "model" and recipe.model.name is None:
+            raise UserError("adaptation.text_targets: model needs model.name (the text model that textLM learns from)")
         if recipe.adaptation.method == "qlora":
             require_bitsandbytes()
         names = [model_name("", row) for row in recipe.quantization]
@@ -198,6 +201,13 @@ class Run:
             return pretrained_model(language_model(name), vocabulary, recipe.adaptation.seed, told)
         return new_model(recipe.model, vocabulary, recipe.adaptation.seed)
 
+    def _before(self, sink: str) -> PreTrainedModel | None:
+        """Give the text model that a variant was, where textLM is to be learnt from it."""
+        name = self.recipe.model.weights(sink)
+        if self.recipe.adaptation.text_targets == "words" or name is None or ready_made(name, must_exist=False):
+            return None
+        return load_language_model(language_model(name), "model.name")
+
     def _adapt(self, sink: str, work: Path) -> None:
         self._speechlm(self._train(sink, work)).save(work / SPEECHLM)
 
@@ -206,8 +216,11 @@ class Run:
         model = self.start(sink)
         install(model, **recipe.attention.arguments(sink))
         self._speechlm(model)  # raises before the training if the parts were not made for each other
-        report = self.watcher.training
-        return adapt_model(model, self.corpus, self.vocabulary, recipe.adaptation, work / TRAINING, report).model
+        report, before = self.watcher.training, self._before(sink)
+        training = adapt_model(
+            model, self.corpus, self.vocabulary, recipe.adaptation, work / TRAINING, report, before=before
+        )
+        return training.model
 
     def quantized(self, sink: str, row: QuantizationRow) -> Manifest:
         """One variant at one width, quantised if need be (simulated)."""

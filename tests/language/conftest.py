@@ -10,12 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer
-from tokenizers.decoders import ByteLevel as ByteLevelDecoder
-from tokenizers.models import BPE
-from tokenizers.pre_tokenizers import ByteLevel
-from tokenizers.trainers import BpeTrainer
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, OPTConfig, PreTrainedTokenizerFast
+from byte_tokenizer import byte_tokenizer
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, OPTConfig
 
 from sparq.language.tasks import IGNORED, TASKS, Example
 from sparq.language.vocabulary import ExtendedVocabulary, JointVocabulary, Vocabulary
@@ -56,19 +52,7 @@ def joint(**more: Any) -> JointVocabulary:
 
 
 def extended(folder: Path, **more: Any) -> ExtendedVocabulary:
-    tokenizer = Tokenizer(BPE())
-    tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = ByteLevelDecoder()
-    trainer = BpeTrainer(
-        vocab_size=300,
-        special_tokens=["<|endoftext|>"],
-        initial_alphabet=ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(SENTENCES, trainer)
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>").save_pretrained(folder)
-    text = PreTrainedTokenizerFast.from_pretrained(folder)
-    return ExtendedVocabulary.train(lines(), 30, UNITS, text, **more)
+    return ExtendedVocabulary.train(lines(), 30, UNITS, byte_tokenizer(folder, SENTENCES), **more)
 
 
 @pytest.fixture(scope="session")

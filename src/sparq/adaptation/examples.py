@@ -119,7 +119,8 @@ class ExampleStream(IterableDataset[dict[str, torch.Tensor]]):
         room = ROUND * self._bins
         while room > 0:
             task = self._tasks[int(np.searchsorted(self._shares[:-1], random.random(), "right"))]
-            drawn.append(self._example(task, random, limit))
+            # Text alone has nothing to be aligned with.
+            drawn.append(self._example(task, random, None if task.name == "textlm" else limit))
             room -= len(drawn[-1].input_ids)
         batches = list(_cut(sorted(drawn, key=_length), self._bins))
         # So many examples fill a round and a little more; what is left over is as random as what is taken.

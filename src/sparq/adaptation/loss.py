@@ -9,13 +9,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, log_softmax
 from transformers import PreTrainedModel
 
 from sparq.language.tasks import IGNORED
+
+
+class Teacher(Protocol):
+    """Says what comes next at some positions (:class:`sparq.adaptation.teacher.TextTeacher`)."""
+
+    def positions(self, labels: Tensor) -> Tensor:
+        """Which they are: bool [sequences, longest - 1], among ``labels`` without the first column."""
+        ...
+
+    def probabilities(self, labels: Tensor) -> Tensor:
+        """How likely each word is at these: [positions, words], the first ids of the vocabulary."""
+        ...
 
 
 @contextmanager
@@ -45,6 +57,7 @@ def counted_loss(
     num_items_in_batch: Tensor | int | None = None,
     *,
     smoothing: float = 0.0,
+    teacher: Teacher | None = None,
 ) -> Tensor:
     """Cross-entropy of such logits in nats, as transformers' Trainer wants it.
 
@@ -53,9 +66,18 @@ def counted_loss(
         labels: as above.
         num_items_in_batch: what the sum is divided by: the labels of all batches of a step; None for those of this one.
         smoothing: probability given to all pieces evenly.
+        teacher: says how likely each word is at some of the positions, in place of their labels; it is not smoothed.
     """
-    logits = outputs["logits"]
-    targets = labels[:, 1:]
-    targets = targets[targets != IGNORED].to(logits.device)
-    total = cross_entropy(logits.float(), targets, reduction="sum", label_smoothing=smoothing)
-    return total / (len(targets) if num_items_in_batch is None else num_items_in_batch)
+    logits = outputs["logits"].float()
+    labels = labels.to(logits.device)
+    counted = labels[:, 1:] != IGNORED
+    targets = labels[:, 1:][counted]
+    count = len(targets)
+    taught = logits.new_zeros(())
+    if teacher is not None and (asked := teacher.positions(labels)[counted]).any():
+        # What a teacher that knows words alone gives to other pieces is nothing.
+        likely = teacher.probabilities(labels)
+        taught = -(likely * log_softmax(logits[asked], dim=-1)[:, : likely.shape[1]]).sum()
+        logits, targets = logits[~asked], targets[~asked]
+    total = taught + cross_entropy(logits, targets, reduction="sum", label_smoothing=smoothing)
+    return total / (count if num_items_in_batch is None else num_items_in_batch)

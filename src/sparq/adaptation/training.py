@@ -40,6 +40,7 @@ from sparq.adaptation.lora import add_lora, keep_words, merge_lora
 from sparq.adaptation.loss import counted_loss, logits_where_labels_count
 from sparq.adaptation.optimizers import make_optimizer
 from sparq.adaptation.qlora import BaseMemory, add_qlora, unpack_base
+from sparq.adaptation.teacher import TextTeacher
 from sparq.artifacts import write_text
 from sparq.attention.install import base_model
 from sparq.config import AdaptationConfig
@@ -232,6 +233,7 @@ def adapt(
     *,
     measure: Measure | None = None,
     report: Report | None = None,
+    before: PreTrainedModel | None = None,
 ) -> Training:
     """Train a model on the four tasks, going on from the newest checkpoint in ``folder``.
 
@@ -247,11 +249,13 @@ def adapt(
             history, and early stopping goes by them.
         report: called after every step with the step, the share of the training that is done (0 to 1), and what was
             logged last under each name.
+        before: the text model that it was, whose words are the first of the vocabulary; for ``text_targets: model``.
 
     Raises:
         UserError: the loss is not finite, a decaying schedule has no last step, half precision has no GPU, QLoRA no
-            bitsandbytes, or early stopping no measure.
+            bitsandbytes, early stopping no measure, or textLM no model that it shall learn from.
     """
+    teacher = _teacher(before, stream, config)
     if config.early_stopping and measure is None:
         require_measured({}, config.early_stopping)
     if config.precision == "float16" and not torch.cuda.is_available():
@@ -270,7 +274,7 @@ def adapt(
         args=arguments,
         train_dataset=stream.starting_at(taken * config.accumulate * arguments.world_size),
         callbacks=[live],
-        compute_loss_func=partial(counted_loss, smoothing=config.label_smoothing),
+        compute_loss_func=partial(counted_loss, smoothing=config.label_smoothing, teacher=teacher),
         config=config,
     )
     trainer.remove_callback(PrinterCallback)
@@ -286,6 +290,16 @@ def adapt(
             write_text(folder / MEMORY, json.dumps(dataclasses.asdict(memory), indent=1) + "\n")
     plain = merge_lora(unpack_base(finished)) if isinstance(finished, PeftModel) else finished
     return Training(plain.eval(), history, trainer.state.global_step, trainer.kept, memory)
+
+
+def _teacher(before: PreTrainedModel | None, stream: ExampleStream, config: AdaptationConfig) -> TextTeacher | None:
+    if config.text_targets == "words":
+        return None
+    if before is None or not isinstance(stream.vocabulary, ExtendedVocabulary):
+        raise UserError(
+            "adaptation.text_targets: model (expected with a pretrained text model, and a vocabulary that extends it)"
+        )
+    return TextTeacher(before, stream.vocabulary)
 
 
 def _with_adapters(

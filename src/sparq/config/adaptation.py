@@ -54,6 +54,7 @@ class QloraConfig:
 class CurriculumConfig:
     """Short examples first: alignment between speech and text appears on phrases, not on sentences.
 
+    Text alone (textLM) has nothing to align, and is read as it is from the start.
     Where a voice told when each word was said, examples are spans of sentences: some words and the units spoken
     during them.
 
@@ -119,6 +120,8 @@ class AdaptationConfig:
         precision: of the computation; the weights stay in float32. A processor without arithmetic of bfloat16 takes
             float32 in its place, and says so.
         task_weights: how often each task is drawn, relative to the others; a task left out is not trained.
+        text_targets: what textLM learns: the "words" of the corpus, or what the pretrained "model" said of them before
+            it was adapted, with a vocabulary of mode extend.
         curriculum: short utterances first; null for all from the start.
         unit_noise: speech that is to be understood is changed, in each example anew, as other readers of the corpus
             would say it: from nothing up to this share of the difference between two of them. 0 leaves it as it is;
@@ -149,6 +152,7 @@ class AdaptationConfig:
     task_weights: dict[str, float] = field(
         default_factory=lambda: dict.fromkeys(TASKS, 1.0), metadata={"names": TASKS, "minimum": 0}
     )
+    text_targets: str = key("words", choices=("words", "model"))
     curriculum: CurriculumConfig | None = None
     unit_noise: float = key(0.0, minimum=0, maximum=1)
     save_every: int = key(500, minimum=1)
