@@ -153,6 +153,8 @@ def test_text_without_words_or_with_unit_characters_is_left_out(tmp_path):
         ({"kind": "text", "voices": ()}, "voices: .. .expected at least one voice"),
         ({"kind": "text", "disturbed": True}, "disturbed: true .expected only where something is held out"),
         ({"kind": "text-only", "phrases": 3}, "phrases: 3 .expected 0 for text-only"),
+        ({"kind": "text", "passages": 20}, "passages: 20 .expected 0 but for text-only"),
+        ({"kind": "text-only", "passages": 20, "limit": 100}, "passages: 20 .expected 0 .*without a limit"),
         ({"kind": "text-only", "keep_audio": 3}, "kind: text-only .expected without keep_audio"),
         ({"kind": "text-only", "copies": 2}, "kind: text-only .expected without keep_audio, copies"),
         ({"kind": "text-only", "tasks": ["textlm", "asr"]}, "tasks: .* .expected .textlm., all that text-only can"),
@@ -239,6 +241,27 @@ def test_text_alone_is_neither_voiced_nor_heard(two):
     assert plan.left_out == {"limit": 190}
     assert not any(item.heard or item.voice or item.speaker or item.audio for item in silent)
     assert {item.source for item in plan.to_fit(100)} == {"small"}
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(dressed, min_size=6, max_size=40), st.integers(0, 3), st.integers(1, 9))
+def test_neighbouring_sentences_become_passages(sentences, held_out, words):
+    held_out = min(held_out, len({key(s) for s in sentences}) - 1)
+    with tempfile.TemporaryDirectory() as folder:
+        path = str(write(Path(folder) / "book.tsv", sentences))
+        source = SourceConfig(kind="text-only", path=path, held_out=max(0, held_out), passages=words)
+        plan = plan_corpus(CorpusConfig(sources=(source,)))
+    held = {key(item.text) for item in plan.items if item.split == "held_out"}
+    passages = {int(item.id.partition("/")[2]): item.text for item in plan.items if item.split == "train"}
+    starts = sorted(passages)
+    kept = [i for i, s in enumerate(sentences) if key(s) not in held]
+    assert " ".join(passages[i] for i in starts) == " ".join(sentences[i] for i in kept)
+    for start, following in zip(starts, [*starts[1:], len(sentences)], strict=True):
+        inside = [i for i in kept if start <= i < following]
+        assert passages[start] == " ".join(sentences[i] for i in range(start, inside[-1] + 1))  # without a gap
+        assert len(inside) == 1 or len(passages[start].split()) <= words
+        more = following < len(sentences) and inside[-1] + 1 == following
+        assert not more or len(f"{passages[start]} {sentences[following]}".split()) > words
 
 
 @pytest.mark.parametrize("kind", ["text-only", "audio-only"])

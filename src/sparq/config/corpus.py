@@ -103,6 +103,8 @@ class SourceConfig:
             "<name>/disturbed"; in "<name>" they are clean in any case.
         phrases: how many phrases of one to five words are cut out of the text besides; they are a source of their own,
             "<name>/phrases".
+        passages: text-only: neighbouring sentences become passages of at most so many words, as text is written;
+            0 leaves them sentences.
         held_out: how many different sentences are kept for evaluation and never trained on, whoever says them; with
             ``phrases``, one phrase of each of them too.
         held_out_from: "anywhere" in the source, or its "end", where published corpora have their development part.
@@ -125,6 +127,7 @@ class SourceConfig:
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
     disturbed: bool = False
     phrases: int = key(0, minimum=0)
+    passages: int = key(0, minimum=0)
     held_out: int = key(0, minimum=0)
     held_out_from: str = key("anywhere", choices=("anywhere", "end"))
     limit: int | None = key(None, minimum=1)
@@ -143,6 +146,8 @@ class SourceConfig:
             )
         if self.limit is not None and self.held_out > self.limit:
             raise UserError(f"held_out: {self.held_out} (expected at most the limit, which is {self.limit})")
+        if self.passages and (self.kind != "text-only" or self.limit is not None):
+            raise UserError(f"passages: {self.passages} (expected 0 but for text-only without a limit)")
         self._check_kind()
 
     def _check_kind(self) -> None:

@@ -18,7 +18,15 @@ from sparq.artifacts import fingerprint, read_manifest
 from sparq.assets import resolve
 from sparq.config import AugmentationConfig, CorpusConfig, SourceConfig
 from sparq.corpus.recording import Recording
-from sparq.corpus.sentences import chance_of, choose, cut_phrases, read_sentences, sentence_key, source_names
+from sparq.corpus.sentences import (
+    chance_of,
+    choose,
+    cut_phrases,
+    join_passages,
+    read_sentences,
+    sentence_key,
+    source_names,
+)
 from sparq.errors import UserError
 from sparq.speech.augmentation import Disturbance, draw_disturbance
 from sparq.speech.voices import members
@@ -153,12 +161,13 @@ def plan_corpus(config: CorpusConfig, *, skip_untranscribed: bool = False) -> Pl
     forbidden = {sentence_key(sentence) for sentence in kept}
 
     groups: list[list[tuple[Item, ...]]] = []
-    for source, name, (chosen, others), phrases in zip(config.sources, names, choices, held_phrases, strict=True):
+    whole = zip(config.sources, names, read, choices, held_phrases, strict=True)
+    for source, name, sentences, (chosen, others), phrases in whole:
         free = [sentence for sentence in others if sentence_key(sentence) not in forbidden]
         left_out["held out"] += len(others) - len(free)
         room = len(free) if source.limit is None else source.limit - len(chosen)
         left_out["limit"] += max(0, len(free) - room)
-        training = free[:room]
+        training = join_passages(sentences, free, source.passages) if source.passages else free[:room]
         cut = cut_phrases(training, source.phrases, chance_of(config, f"{name}/phrases"), forbidden)
         groups += [
             _training(config, source, name, training, source.keep_audio),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections import Counter, deque
 from collections.abc import Iterable, Sequence
@@ -138,3 +139,29 @@ def cut_phrases(
                 phrases.append(phrase)
                 break
     return phrases
+
+
+def join_passages(read: Sequence[Recording], used: Sequence[Recording], words: int) -> list[Recording]:
+    """Join what was read one behind the other to passages of at most so many words, called by what each begins with.
+
+    Args:
+        read: all sentences of the source.
+        used: those of them that may be in a passage; a passage ends where one may not. They give the order, too.
+        words: of a passage; a sentence that is longer stays alone.
+    """
+    free = {id(sentence): place for place, sentence in enumerate(used)}
+    passages: list[list[Recording]] = []
+    room = 0
+    for sentence in read:
+        assert sentence.text is not None  # only sources of text have passages
+        length = len(sentence.text.split())
+        if id(sentence) not in free:
+            room = 0
+            continue
+        if length > room:
+            passages.append([])
+            room = words
+        passages[-1].append(sentence)
+        room -= length
+    passages.sort(key=lambda passage: free[id(passage[0])])
+    return [dataclasses.replace(p[0], text=" ".join(str(its.text) for its in p)) for p in passages]
