@@ -53,6 +53,7 @@ DEFAULTS: dict[str, Any] = {
     "warmup_steps": 300,
     "batch_bins": 16000,
     "task_weights": {"textlm": 0.15, "speechlm": 0.1, "asr": 0.45, "tts": 0.3},
+    "text_targets": "model",
     "curriculum": {"words": 2, "longest": 18, "batches": 1000, "spans": 0.25},
     "save_every": 250,
 }

@@ -147,11 +147,20 @@ def test_bad_yaml(text, message):
 
 def test_overrides_reach_mappings_lists_and_what_is_absent():
     data = {"a": {"a": 1}, "sources": [{"limit": 1}, {}], "lora": None}
-    for assignment in ("a.a=2", "sources.1.limit=7", "lora.rank=8", "x.y.z=[1, 2]", "text=a=b", "none=", "rate=1e-3"):
+    for assignment in (
+        "a.a=2",
+        "sources.1.limit=7",
+        "sources.2={limit: 3}",
+        "lora.rank=8",
+        "x.y.z=[1, 2]",
+        "text=a=b",
+        "none=",
+        "rate=1e-3",
+    ):
         data = override(data, assignment)
     assert data == {
         "a": {"a": 2},
-        "sources": [{"limit": 1}, {"limit": 7}],
+        "sources": [{"limit": 1}, {"limit": 7}, {"limit": 3}],
         "lora": {"rank": 8},
         "x": {"y": {"z": [1, 2]}},
         "text": "a=b",
@@ -166,7 +175,8 @@ def test_overrides_reach_mappings_lists_and_what_is_absent():
         ("steps", "'steps' .expected key=value"),
         ("=5", "expected key=value"),
         ("a..b=5", "expected key=value"),
-        ("list.2=5", r"list\.2=5: 2 is not a place in a list of 2"),
+        ("list.3=5", r"list\.3=5: 3 is not a place in a list of 2"),
+        ("list.2.a=5", r"list\.2\.a=5: 2 is not a place in a list of 2"),
         ("list.x=5", r"list\.x=5: x is not a place"),
         ("name.first=5", r"name\.first=5: unknown key"),
         ("a=[1", r"^a=\[1: line 1"),

@@ -122,7 +122,8 @@ def read_yaml(text: str, where: str) -> Any:
 def override(data: Any, assignment: str) -> Any:
     """Set one key of plain data, as ``adaptation.steps=100`` or ``corpus.sources.0.limit=5`` on a command line.
 
-    Mappings on the way are made, places in lists must exist; the value is YAML. The data is changed and returned.
+    Mappings on the way are made, places in lists must exist, but that the one behind a list's end makes it longer; the
+    value is YAML. The data is changed and returned.
 
     Raises:
         UserError: it is not of this form, or leads nowhere.
@@ -138,6 +139,8 @@ def override(data: Any, assignment: str) -> Any:
         if isinstance(here, dict) and here.get(place) is None:
             here[place] = {}
         here = here[place]
+    if isinstance(here, list) and last == str(len(here)):
+        here.append(None)
     here[_place(here, last, assignment)] = read_yaml(text, assignment)
     return data
 
