@@ -122,7 +122,9 @@ def train(given: argparse.Namespace, corpus: Corpus, vocabulary: Vocabulary, mod
     """Train for the minutes of this call. Checkpoints stay, which is why this is not ``making.adapt_model``."""
     config = settings_of(given, folder)
     if given.start:
-        network = SpeechLM.load(given.start).model.float()
+        begun = SpeechLM.load(given.start)
+        require_match("--start (its vocabulary)", begun.vocabulary.fingerprint, vocabulary.fingerprint)
+        network = begun.model.float()
     else:
         network = pretrained_model(model, vocabulary, config.seed, corpus.utterances("train"))
     install(network, **AttentionConfig().arguments(given.sink))
