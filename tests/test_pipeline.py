@@ -295,13 +295,17 @@ def test_a_text_model_keeps_its_words_and_is_asked_for_them(tiny_run, copied, tm
         ("vocabulary.name=nowhere", "nowhere"),
         ("vocabulary.mode=extend", "vocabulary.mode"),
         ("adaptation.text_targets=model", "adaptation.text_targets: model needs model.name"),
+        (
+            "adaptation.text_targets=model & model.name=lm",
+            "needs model.name (the text model that textLM learns from) and",
+        ),
         ("quantization=[{}, {alpha: 0.3}]", "W8A8"),
         ("evaluation.recordings=[{path: nowhere.wav}]", "nowhere.wav"),
         ("corpus.sources.0.path=nowhere.tsv", "nowhere.tsv"),
     ],
 )
 def test_what_cannot_be_is_said_before_anything_is_made(tiny_run, tmp_path, setting, told):
-    recipe = load_recipe(tiny_run.recipe, [setting, f"output={tmp_path / 'run'}"])
+    recipe = load_recipe(tiny_run.recipe, [*setting.split(" & "), f"output={tmp_path / 'run'}"])
     with pytest.raises(UserError, match=re.escape(told)):
         finish(recipe, Watcher(), quiet=True)
     assert not (tmp_path / "run").exists()

@@ -97,8 +97,12 @@ class Run:
                     ready_made(name)
         if recipe.vocabulary.name is None and recipe.vocabulary.mode == "extend" and recipe.model.name is None:
             raise UserError("vocabulary.mode: extend needs model.name (the pretrained model whose tokenizer is kept)")
-        if recipe.adaptation.text_targets == "model" and recipe.model.name is None:
-            raise UserError("adaptation.text_targets: model needs model.name (the text model that textLM learns from)")
+        joint = recipe.vocabulary.name is None and recipe.vocabulary.mode != "extend"
+        if recipe.adaptation.text_targets == "model" and (recipe.model.name is None or joint):
+            raise UserError(
+                "adaptation.text_targets: model needs model.name (the text model that textLM learns from) and "
+                "vocabulary.mode: extend (its words)"
+            )
         if recipe.adaptation.method == "qlora":
             require_bitsandbytes()
         names = [model_name("", row) for row in recipe.quantization]

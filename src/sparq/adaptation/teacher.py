@@ -1,8 +1,8 @@
 """What a language model said of text before it was adapted, as the target of textLM.
 
-A model that learns to listen forgets how to write, and the words of a corpus alone bring little back: each says which
-word came, and not which others might have. The model before its adaptation says that of the whole vocabulary, and so
-every piece of text tells where the adapted one has left it ("Learning without Forgetting", Li & Hoiem 2016; Hinton,
+A model that learns to listen forgets how to write. The words of a corpus say which word came, and not which others
+might have; the model before its adaptation says that of the whole vocabulary, and so every piece of text tells where
+the adapted one has left it ("Learning without Forgetting", Li & Hoiem 2016; Hinton,
 Vinyals & Dean 2015).
 """
 
