@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from sparq.errors import UserError
@@ -64,7 +64,8 @@ def test_the_adapted_model_is_the_target_from_the_sufficient_rank_on(width, head
     rank = sufficient_rank(frozen, target)
     assert rank == -(-gap // 2)
     x = words(width, 6, seed)
-    assert (frozen(x) - target(x)).abs().max() > 1e-6
+    # Two random models can both be sure of the same words; then there is nothing that an adapter would have to do.
+    assume((frozen(x) - target(x)).abs().max() > 1e-6)
     for enough in (rank, min(rank + 1, width)):
         made = adapters(frozen, target, enough)
         assert all(int(torch.linalg.matrix_rank(delta, rtol=1e-9)) <= enough for delta in matrices(made))
