@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
 
+from sparq.language.branches import begin
 from sparq.language.deploy import deploy
 from sparq.language.generation import GenerationOptions, generate
 from sparq.language.rescoring import Rescoring, best_texts
@@ -22,18 +23,23 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("kind", list(KINDS))
-def test_generation_and_rescoring_are_the_same(kind, vocabulary, tmp_path):
+@pytest.fixture(params=list(KINDS))
+def lm(request, vocabulary):
+    """A model with opinions."""
     torch.manual_seed(0)
-    model = KINDS[kind](
+    model = KINDS[request.param](
         vocab_size=vocabulary.size, pad_token_id=vocabulary.pad_id, bos_token_id=None, eos_token_id=vocabulary.end_id
     )
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:
                 parameter.mul_(15)
-    codebook = Codebook(np.zeros((vocabulary.units, 2), np.float32), "0", "moonshine-tiny", (5,))
-    lm = SpeechLM(model, vocabulary, codebook)
+    return SpeechLM(
+        model, vocabulary, Codebook(np.zeros((vocabulary.units, 2), np.float32), "0", "moonshine-tiny", (5,))
+    )
+
+
+def test_generation_and_rescoring_are_the_same(lm, vocabulary, tmp_path):
     deployed = deploy(lm, tmp_path / "small", bits=32)
     units = [np.random.default_rng(seed).integers(vocabulary.units, size=8 + 4 * seed) for seed in range(4)]
     prompts = [prompt(TASKS["asr"], vocabulary, one) for one in units]
@@ -50,3 +56,18 @@ def test_generation_and_rescoring_are_the_same(kind, vocabulary, tmp_path):
     texts = [["the train", "what time is it", "see shells"]] * len(units)
     wanted, found = (best_texts(one, vocabulary, units, texts, Rescoring()) for one in (lm.model, deployed.model))
     assert found == wanted
+
+
+@torch.no_grad()
+def test_branches_are_the_same_where_the_last_prompts_end_first(lm, vocabulary, tmp_path):
+    deployed, prompts = deploy(lm, tmp_path / "small", bits=32), [[1, 5, 3, 2], [4, 6], [1, 5, 3]]
+    ways = [begin(one, prompts, vocabulary.pad_id) for one in (lm.model.eval(), deployed.model)]
+    for step in (
+        ([0, 1], [[0], [0]], [[2], [3]]),  # the rows that stay are in their places
+        ([0, 1], [[0, 0], [0, 0]], [[4, 5], [1, 2]]),
+        ([0], [[0, 1]], [[3, 3]]),
+        ([0], [[1, 0, 1]], [[2, 1, 4]]),
+    ):
+        for one in ways:
+            one.grow(*step)
+        torch.testing.assert_close(ways[1].logits, ways[0].logits, rtol=1e-3, atol=1e-3)

@@ -42,7 +42,7 @@ class GraphCache(Cache):
 
     @override
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        if not torch.equal(beam_idx, torch.arange(len(beam_idx))):
+        if self.states and not torch.equal(beam_idx, torch.arange(self.states[0].shape()[0])):
             self.states = [_value(torch.from_numpy(one.numpy())[beam_idx]) for one in self.states]
 
 
