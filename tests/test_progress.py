@@ -1,10 +1,13 @@
-"""What is drawn while recordings are written down."""
+"""What is drawn while recordings are written down, and told of stages."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from sparq.progress import ListeningBar
+from sparq.progress import ListeningBar, Terminal
+from sparq.stages import StageEvent
 
 
 def test_speed_leaves_out_what_was_before_the_first_segment(monkeypatch):
@@ -26,3 +29,11 @@ def test_lines_go_where_they_belong(capsys, error):
         bar.say("a line", error=error)
     out, err = capsys.readouterr()
     assert (err, out) == (("a line\n", "") if error else ("", "a line\n"))
+
+
+def test_folders_are_told_whole_whatever_they_are_called(capsys):
+    folder = Path("/recordings", "of a [bold] night", *["far-away"] * 20)
+    with Terminal() as terminal:
+        terminal.stage(StageEvent("corpus", "finished", folder, 3.0))
+        terminal.note(f"reading {folder}")
+    assert capsys.readouterr().err == f" finished  {folder} in 3 s\n           reading {folder} ...\n"

@@ -59,11 +59,11 @@ class Terminal:
         """Tell of a stage that is skipped, begun or finished."""
         self._stop()
         took = f" in {event.seconds:.0f} s" if event.state == "finished" else ""
-        self._console.print(f"{event.state:>9}  {event.folder}{took}")
+        self._console.print(f"{event.state:>9}  {event.folder}{took}", markup=False, soft_wrap=True)
 
     def note(self, text: str) -> None:
         """Tell what is being done inside a stage."""
-        self._console.print(f"{'':>9}  {text} ...", style="dim")
+        self._console.print(f"{'':>9}  {text} ...", style="dim", markup=False, soft_wrap=True)
 
     def training(self, step: int, share: float, logged: Mapping[str, float]) -> None:
         """Move the bar of a training to its share that is done, 0 to 1."""

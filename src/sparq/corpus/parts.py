@@ -66,7 +66,7 @@ def make_parts(
     """
     missing = [part for part in parts if not part.path.exists()]
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         TextColumn("{task.percentage:3.0f}%  {task.fields[hours]:.2f} h of audio, {task.fields[rate]:.0f} h per hour"),
         TimeRemainingColumn(),
