@@ -74,7 +74,7 @@ def scores(given: argparse.Namespace) -> dict[str, Any]:
     judge, config, rows = load_recogniser(), EvaluationConfig(sentences=given.sentences), []
     with tempfile.TemporaryDirectory() as work:
         for form in forms_here("cpu"):
-            lm = sparq.load(folder)
+            lm = sparq.load(folder, prior="none")
             bits = {**LOW_BIT, **ONNX}.get(form)
             if bits is not None:
                 lm = sparq.deploy(lm, Path(work) / form, bits, engine=form.split()[0])

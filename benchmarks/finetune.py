@@ -1,8 +1,8 @@
-"""Fine-tune the model that ships on parts of two corpora, by each method, and keep what that changed on a test part.
+"""Fine-tune the model that ships on parts of corpora, by each method, and keep what that changed on a test part.
 
-    python benchmarks/finetune.py data/kathleen data/an4 --runs runs/finetune --output results/finetune.json
-    python benchmarks/finetune.py data/kathleen --voice piper-joe --learnt 150 --tested 60 --runs runs/finetune \
-        --output results/finetune.json
+    python benchmarks/finetune.py prompts --learnt 150 --tested 60 --runs runs/finetune --output results/finetune.json
+    python benchmarks/finetune.py data/text/ljspeech_test.tsv --voice kokoro-am_puck --learnt 120 --tested 50 \
+        --runs runs/finetune --output results/finetune.json
 
 Of a corpus without speakers the first recordings are learnt from and the last ones are the test; of one with speakers
 every fifth speaker is the test, and the others are learnt from. What is held out for early stopping is another part
@@ -36,10 +36,11 @@ from sparq.speech.voices import load_voice
 
 EVERY = 5  # speaker is one of the test
 WHAT = (
-    "The base model itself learnt from about half of the first 1,000 Kathleen recordings and half of AN4; only the "
-    "test of Kathleen is wholly new to it. The test of AN4 has other speakers, whose sentences are partly the same. "
-    "kathleen-piper-joe is the same prompts read by a synthetic man, whom the base model never heard. No test "
-    "recording is in what was fine-tuned on or stopped by."
+    "Readers whom the base model never heard: the woman of Asterisk's core sounds (package "
+    "asterisk-core-sounds-en-wav, CC BY-SA, telephone band; prompts of three words or more without digits and sounds, "
+    "in random order; some wordings recur in the test), and a synthetic man (kokoro-am_puck) who reads LJ Speech test "
+    "sentences, which nothing learnt from, and Kathleen's prompts, the first 1,000 of which the base model knows from "
+    "her. No test recording is in what was fine-tuned on or stopped by."
 )
 
 
@@ -72,7 +73,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=["lora", "full"])
     parser.add_argument("--learnt", type=int, default=300, help="recordings")
     parser.add_argument("--tested", type=int, default=132, help="recordings, at most")
-    parser.add_argument("--beam", type=int, default=8)
+    parser.add_argument("--beam", type=int, default=4)
     parser.add_argument("--set", dest="settings", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--voice", help="reads the transcripts in the place of who is recorded")
     parser.add_argument("--runs", type=Path, required=True)
@@ -85,8 +86,8 @@ def main() -> None:
         write_text(given.output, json.dumps({"what": WHAT, "made": provenance(), **kept}, indent=1) + "\n")
 
     for path in given.corpora:
-        learn, test = parted(list(read_corpus(path)), given.learnt, given.tested)
-        name = f"{path.name}-{given.voice}" if given.voice else path.name
+        learn, test = parted(list(read_corpus(path, audio=not given.voice)), given.learnt, given.tested)
+        name = f"{path.stem}-{given.voice}" if given.voice else path.name
         folder = given.runs / name
         if given.voice:
             spoken = voiced([*learn, *test], given.voice, folder / "wavs")

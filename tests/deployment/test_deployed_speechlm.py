@@ -57,6 +57,18 @@ def test_four_bits_are_a_fifth_and_still_understand(lm, tmp_path):
     assert deployed.transcribe([wave for wave, _ in deployed.speak(texts)]) == texts
 
 
+def test_what_knows_likely_transcripts_stays(lm, tmp_path, monkeypatch):
+    class Suspicious:
+        def log_likelihoods(self, texts):
+            return [-1000.0 * ("late" in text) for text in texts]
+
+    wave, _ = lm.speak("it is late")
+    assert "late" in lm.transcribe(wave)
+    monkeypatch.setattr(lm, "prior", Suspicious())
+    assert "late" not in lm.transcribe(wave)
+    assert sparq.deploy(lm, tmp_path / "same", bits=32).transcribe(wave) == lm.transcribe(wave)
+
+
 def test_a_folder_is_whole_and_passed_on(folder, tmp_path, capsys):
     told = json.loads((folder / "sparq.json").read_text())
     assert told["settings"]["deployment"] == {"bits": 32, "activations": "float32", "engine": "onnx"}

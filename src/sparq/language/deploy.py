@@ -33,7 +33,7 @@ def deploy(
         complete: write every part; otherwise parts that ship with SpARQ are left out and taken from there.
 
     Returns:
-        The deployed SpeechLM.
+        The deployed SpeechLM, with the prior that the other has.
 
     Raises:
         UserError: the model cannot be deployed, or not so; the message says why.
@@ -42,6 +42,7 @@ def deploy(
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as work:
         made = quantized_copy(lm.model, config) if engine == "torch" else deploy_model(lm.model, config, Path(work))
-        deployed = lm.with_model(made)
-        deployed.save(folder, complete=complete)
-    return SpeechLM.load(folder)
+        lm.with_model(made).save(folder, complete=complete)
+    deployed = SpeechLM.load(folder)
+    deployed.prior = lm.prior
+    return deployed

@@ -53,8 +53,7 @@ class SpeechLM:
         limits: how long an utterance may be.
         prior_name: a language model that has read more of the same language, by the name that ``TextPrior.load``
             takes; it is saved with the model. None if there is none.
-        prior: the language model that is asked which of several transcripts is likely; None for the model itself,
-            which is so unless :func:`sparq.load` or who has it sets another.
+        prior: what is asked which of several transcripts is likely (``sparq.load`` sets it); None for the model itself.
 
     Raises:
         UserError: the parts were not made for each other.
@@ -111,9 +110,10 @@ class SpeechLM:
 
     def with_model(self, model: Any, codebook: Codebook | None = None) -> SpeechLM:
         """Put another model in the place of this one's; a codebook, too, whose units mean the same."""
-        codebook = codebook or self.codebook
-        limits, name = self.limits, self.prior_name
-        return SpeechLM(model, self.vocabulary, codebook, self.vocoder, limits=limits, prior_name=name)
+        codebook, name = codebook or self.codebook, self.prior_name
+        made = SpeechLM(model, self.vocabulary, codebook, self.vocoder, limits=self.limits, prior_name=name)
+        made.prior = self.prior
+        return made
 
     @functools.cached_property
     def extractor(self) -> UnitExtractor:
