@@ -299,12 +299,16 @@ def test_a_text_model_keeps_its_words_and_is_asked_for_them(tiny_run, copied, tm
             "adaptation.text_targets=model & model.name=lm",
             "needs model.name (the text model that textLM learns from) and",
         ),
+        ("model.name=path/to/nowhere", "model.name: path/to/nowhere: there is no such folder"),
+        ("vocabulary.mode=extend & vocabulary.name=null & model.name=wordless", "its tokenizer cannot be loaded"),
         ("quantization=[{}, {alpha: 0.3}]", "W8A8"),
         ("evaluation.recordings=[{path: nowhere.wav}]", "nowhere.wav"),
         ("corpus.sources.0.path=nowhere.tsv", "nowhere.tsv"),
     ],
 )
-def test_what_cannot_be_is_said_before_anything_is_made(tiny_run, tmp_path, setting, told):
+def test_what_cannot_be_is_said_before_anything_is_made(tiny_run, tmp_path, monkeypatch, setting, told):
+    monkeypatch.chdir(tmp_path)
+    LlamaConfig(hidden_size=8, num_attention_heads=1).save_pretrained("wordless")
     recipe = load_recipe(tiny_run.recipe, [*setting.split(" & "), f"output={tmp_path / 'run'}"])
     with pytest.raises(UserError, match=re.escape(told)):
         finish(recipe, Watcher(), quiet=True)

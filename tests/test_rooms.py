@@ -13,7 +13,7 @@ import sparq
 
 SOURCE = Path(sparq.__file__).parent
 ROOMS = (
-    ("errors", "artifacts", "assets", "schema", "config", "recipe", "processes", "stages", "progress"),
+    ("errors", "artifacts", "assets", "schema", "config", "recipe", "processes", "device", "stages", "progress"),
     ("attention",), ("speech",), ("quantization",), ("deployment",), ("language",), ("corpus",), ("adaptation",),
     ("evaluation",), ("making",), ("finetuning",), ("pipeline",), ("paper",), ("commands",), ("cli",),
 )  # fmt: skip

@@ -34,7 +34,7 @@ from sparq.corpus.build import corpus_stage
 from sparq.corpus.corpus import Corpus
 from sparq.errors import UserError
 from sparq.evaluation.scoring import assess
-from sparq.language.folder import load_language_model
+from sparq.language.folder import load_language_model, load_tokenizer, require_language_model
 from sparq.language.speech_lm import SpeechLM
 from sparq.language.vocabulary import Vocabulary, load_vocabulary
 from sparq.making import (
@@ -84,8 +84,8 @@ class Run:
         """Say early what would only be found out late.
 
         Raises:
-            UserError: a ready-made part, the judge or a package that is needed cannot be had, or two rows make models
-                of one name.
+            UserError: a ready-made part, the pretrained model, the judge or a package that is needed cannot be had, or
+                two rows make models of one name.
         """
         recipe = self.recipe
         if recipe.corpus.name is not None:
@@ -95,14 +95,7 @@ class Run:
             if name is not None:
                 with _naming_who_makes(name):
                     ready_made(name)
-        if recipe.vocabulary.name is None and recipe.vocabulary.mode == "extend" and recipe.model.name is None:
-            raise UserError("vocabulary.mode: extend needs model.name (the pretrained model whose tokenizer is kept)")
-        joint = recipe.vocabulary.name is None and recipe.vocabulary.mode != "extend"
-        if recipe.adaptation.text_targets == "model" and (recipe.model.name is None or joint):
-            raise UserError(
-                "adaptation.text_targets: model needs model.name (the text model that textLM learns from) and "
-                "vocabulary.mode: extend (its words)"
-            )
+        self._check_model()
         if recipe.adaptation.method == "qlora":
             require_bitsandbytes()
         names = [model_name("", row) for row in recipe.quantization]
@@ -110,6 +103,23 @@ class Run:
             if names.count(name) > 1:
                 raise UserError(f"quantization: two rows make the model {name[1:]} (expected one row for each)")
         _ = self.judge
+
+    def _check_model(self) -> None:
+        recipe, name = self.recipe, self.recipe.model.name
+        extends = recipe.vocabulary.name is None and recipe.vocabulary.mode == "extend"
+        if extends and name is None:
+            raise UserError("vocabulary.mode: extend needs model.name (the pretrained model whose tokenizer is kept)")
+        joint = recipe.vocabulary.name is None and not extends
+        if recipe.adaptation.text_targets == "model" and (name is None or joint):
+            raise UserError(
+                "adaptation.text_targets: model needs model.name (the text model that textLM learns from) and "
+                "vocabulary.mode: extend (its words)"
+            )
+        for weights in dict.fromkeys(map(recipe.model.weights, recipe.attention.sinks)):
+            if weights is not None and ready_made(weights, must_exist=False) is None:
+                require_language_model(language_model(weights), "model.name")
+                if extends:
+                    load_tokenizer(language_model(weights), "model.name")
 
     def _run(self, stage: Stage) -> Manifest:
         if stage.name not in self._done:
@@ -150,9 +160,7 @@ class Run:
             return
         config, tokenizer = self.recipe.vocabulary, None
         if config.mode == "extend":
-            from transformers import AutoTokenizer
-
-            tokenizer = AutoTokenizer.from_pretrained(language_model(str(self.recipe.model.name)))
+            tokenizer = load_tokenizer(language_model(str(self.recipe.model.name)), "model.name")
         learn_vocabulary(self.corpus, config, tokenizer, self.recipe.corpus.seed).save(work)
 
     @cached_property

@@ -193,6 +193,7 @@ WRONG = {
     "a target that cannot be": ("few -o text.jsonl/out --held-out 1", "text.jsonl/out: cannot be written"),
     "no model": ("few -o out --model silent --held-out 1", "silent: not a SpARQ speechlm"),
     "a quantised model": ("few -o out --model {quantised} --held-out 1", "is quantised (simulated)"),
+    "a deployed model": ("few -o out --model {deployed} --held-out 1", "small: is deployed; fine-tune the model"),
     "an unknown setting": ("few -o out stpes=3", "stpes"),
     "a method without its package": ("few -o out --held-out 1 --method qlora4", "qlora needs the package bitsandbytes"),
     "units of others": ("{others} -o out", "they do not belong together"),
@@ -210,6 +211,9 @@ def test_one_line_and_exit_code_2(command, record, base, tiny_run, mine, monkeyp
     shutil.copy(tmp_path / "few" / "ann.wav", tmp_path / "silent" / "one.wav")
     (tmp_path / "text.jsonl").write_text('{"text": "hello"}\n')
     names = {"quantised": tiny_run.folder / "max-W8A8" / "speechlm", "others": tmp_path / "others"}
+    if "deployed" in line:
+        names["deployed"] = tmp_path / "small"
+        sparq.deploy(sparq.load(base), names["deployed"])
     if "long" in line:
         record(tmp_path / "long", count=3, seconds=60)
     if "others" in line:

@@ -14,6 +14,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+import sparq
 from sparq.artifacts import ArtifactMismatchError, read_manifest
 from sparq.attention import install, installed
 from sparq.config import AttentionConfig
@@ -675,6 +676,31 @@ def test_text_goes_on(make, vocabulary):
     sampled = GenerationOptions(method="sample", max_pieces=8)
     assert lm.continue_text(["the train", "she"], sampled)[0] == lm.continue_text("the train", sampled)
     assert isinstance(lm.continue_text("", SHORT), str)
+
+
+def test_letters_that_it_does_not_know_are_written_in_those_it_does():
+    lm, options = sparq.load(), GenerationOptions(max_pieces=4)
+    for foreign, latin in (("Ça va", "ca va"), ("東京", "dong jing")):
+        assert lm.continue_text(foreign, options).startswith(latin.split()[0])
+
+
+@pytest.mark.parametrize("text", ["word " * 2000, "a" * 2000])
+def test_a_text_too_long_to_go_on_is_named(make, vocabulary, text):
+    lm = make(vocabulary=vocabulary)
+    with pytest.raises(UserError, match=rf"^text '{text[:10]}.*': too long to go on \(\d+ pieces of at most \d+\)$"):
+        lm.continue_text(text, SHORT)
+
+
+def test_a_word_too_long_to_be_said_is_named(make, vocabulary):
+    with pytest.raises(UserError, match=r"^text 'sesesese.*': too long a word \(\d+ pieces of at most \d+\)$"):
+        make(vocabulary=vocabulary).speak("the train " + "se" * 2000, SHORT)
+
+
+def test_a_device_that_is_not_there_is_named(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for device, told in (("cuda", "device: cuda .there is no such GPU"), ("gpu", "device: 'gpu' is not known")):
+        with pytest.raises(UserError, match=told):
+            sparq.load(device=device)
 
 
 @pytest.mark.parametrize("merge", [True, False])

@@ -20,6 +20,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from sparq.deployment.config import RECORD, DeploymentConfig
 from sparq.deployment.low_bit_layers import Int4Linear, Int8Embedding, Int8Linear, TiedOutput, group_size, torchao
 from sparq.deployment.reading import require_merged
+from sparq.device import known_device
 from sparq.errors import UserError
 from sparq.quantization.blocks import architecture, blocks, matrix
 
@@ -78,14 +79,9 @@ def require_device(device: str, bits: int) -> None:
     Raises:
         UserError: it is of another kind, not there or too old.
     """
-    try:
-        found = torch.device(device)
-    except RuntimeError as error:
-        raise UserError(f"device: {device!r} is not known to torch") from error
+    found = known_device(device)
     if found.type not in {"cpu", "cuda"}:
         raise UserError(f"device: {device} (low bits in torch compute on the cpu or on cuda)")
-    if found.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"device: {device} (there is no such GPU, or this torch was built without CUDA)")
     if bits == 4 and not multiplies_four_bits(found):
         raise UserError(f"device: {device} (too old for 4 bits; deploy with 8)")
 

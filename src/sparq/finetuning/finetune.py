@@ -81,7 +81,7 @@ class FineTuning:
         self.work = output.with_name(f"{output.name}.work")
         if adaptation.method == "qlora":
             require_bitsandbytes()
-        _refuse_quantised(model)
+        _refuse_low_bits(model)
         _require_free(output)
         self._ready = is_corpus(folder)
         if self._ready:
@@ -241,9 +241,11 @@ class FineTuning:
         return {reason: count for reason, count in reasons.items() if count}
 
 
-def _refuse_quantised(model: Path) -> None:
-    if read_manifest(model, "speechlm").settings.get("quantization"):
-        raise UserError(f"{model}: is quantised (simulated); fine-tune the model that it was made from")
+def _refuse_low_bits(model: Path) -> None:
+    settings = read_manifest(model, "speechlm").settings
+    for kind, how in (("quantization", "quantised (simulated)"), ("deployment", "deployed")):
+        if settings.get(kind):
+            raise UserError(f"{model}: is {how}; fine-tune the model that it was made from")
 
 
 def _require_free(output: Path) -> None:

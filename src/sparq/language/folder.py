@@ -20,6 +20,7 @@ import torch
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError
+from transformers import AutoConfig, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 import sparq.quantization  # noqa: F401 - makes transformers know the simulated models that it reads
@@ -31,6 +32,7 @@ from sparq.deployment import DeployedModel, DeploymentConfig
 from sparq.deployment.config import RECORD
 from sparq.deployment.graph import GRAPH, WEIGHTS
 from sparq.deployment.in_torch import require_device
+from sparq.device import known_device
 from sparq.errors import UserError
 from sparq.language.vocabulary import Vocabulary, load_vocabulary
 from sparq.speech.units import Codebook
@@ -112,8 +114,9 @@ def read_folder(folder: Path, device: str = "cpu") -> tuple[Parts, Mapping[str, 
         The parts, and the settings.
 
     Raises:
-        UserError: it is not such a folder, or damaged, or something in it was exchanged.
+        UserError: it is not such a folder, or damaged, or something in it was exchanged; or there is no such device.
     """
+    known_device(device)
     manifest = read_manifest(folder, KIND)
     found = {name: _part(folder, name, wanted) for name, wanted in manifest.inputs.items()}
     try:
@@ -188,16 +191,35 @@ def load_language_model(name: str | Path, key: str) -> Any:
     Raises:
         UserError: nothing can be loaded from there.
     """
+    with _naming(name, key, "cannot be loaded as a language model"):
+        return load_pretrained(name, dtype=torch.float32)
+
+
+def load_tokenizer(name: str | Path, key: str) -> Any:
+    """Load the tokenizer of a text language model; arguments and errors as of :func:`load_language_model`."""
+    with _naming(name, key, "its tokenizer cannot be loaded"):
+        return AutoTokenizer.from_pretrained(name)
+
+
+def require_language_model(name: str | Path, key: str) -> None:
+    """Find out, without its weights, whether a text language model is there; errors as of `load_language_model`."""
+    with _naming(name, key, "cannot be loaded as a language model"):
+        AutoConfig.from_pretrained(name)
+
+
+@contextlib.contextmanager
+def _naming(name: str | Path, key: str, problem: str) -> Iterator[None]:
+    """Say of which model an error is."""
     try:
         with no_progress_bars(), _hub_retries_untold():
-            return load_pretrained(name, dtype=torch.float32)
+            yield
     except UserError:
         raise
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except Exception as error:  # tokenizers has no class of its own for a damaged file
         if not Path(name).exists():
             raise UserError(f"{key}: {name}: {_why_not_there(str(name), error)}") from error
         reason = " ".join(str(error).split())[:160]
-        raise UserError(f"{key}: {name}: cannot be loaded as a language model ({reason})") from error
+        raise UserError(f"{key}: {name}: {problem} ({reason})") from error
 
 
 def _why_not_there(name: str, error: Exception) -> str:

@@ -15,11 +15,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol
 
 import numpy as np
-from transformers import AutoTokenizer
 
 from sparq.assets import installed, language_model
 from sparq.errors import UserError
-from sparq.language.folder import load_language_model
+from sparq.language.folder import load_language_model, load_tokenizer
 from sparq.language.likelihood import log_likelihoods
 from sparq.language.prefix_tree import reads_trees, tree_log_likelihoods
 from sparq.language.tasks import IGNORED, Example
@@ -72,13 +71,7 @@ class TextPrior:
             UserError: nothing can be loaded from there.
         """
         source = language_model(name)
-        model = load_language_model(source, "prior").to(device)
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(source)
-        except Exception as error:  # tokenizers has no class of its own for a damaged file
-            reason = " ".join(str(error).split())[:160]
-            raise UserError(f"prior: {name}: its tokenizer cannot be loaded ({reason})") from error
-        return cls(model, tokenizer)
+        return cls(load_language_model(source, "prior").to(device), load_tokenizer(source, "prior"))
 
     def log_likelihoods(self, texts: Sequence[str]) -> list[float]:
         """Log-likelihood of each text in nats, on its own: as a sentence, and a few words also as a part of one."""

@@ -157,7 +157,14 @@ def _phrases(lm: SpeechLM, text: str) -> list[str]:
     room, vocabulary = lm.model.config.max_position_embeddings // 2, lm.vocabulary
     if vocabulary.normalisation == "letters":
         text = spoken_form(in_letters_of(vocabulary, text))  # of which there are more words
-    phrases = split_text(text, lm.limits.words, lambda phrase: len(prompt(TASKS["tts"], vocabulary, phrase)) <= room)
+
+    def pieces(phrase: str) -> int:
+        return len(prompt(TASKS["tts"], vocabulary, phrase))
+
+    phrases = split_text(text, lm.limits.words, lambda phrase: pieces(phrase) <= room)
+    for phrase in phrases:
+        if pieces(phrase) > room:  # a single word
+            raise UserError(f"text {phrase[:40]!r}: too long a word ({pieces(phrase)} pieces of at most {room})")
     said = [phrase for phrase in phrases if vocabulary.write_text(phrase)]
     if not said:
         raise UserError(f"text {text[:40]!r}: there is nothing in it that can be said")

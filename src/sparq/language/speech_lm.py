@@ -17,14 +17,14 @@ import numpy as np
 from sparq.artifacts import Manifest, require_match
 from sparq.errors import UserError
 from sparq.language.folder import Parts, read_folder, write_folder
-from sparq.language.generation import GenerationOptions, generate
+from sparq.language.generation import GenerationOptions
 from sparq.language.limits import Limits
 from sparq.language.listening import BATCH, Segment, listen, write_down
 from sparq.language.prior import Prior
 from sparq.language.rescoring import Rescoring
 from sparq.language.speaking import Spoken, go_on, speak, stream
-from sparq.language.tasks import TASKS, continuation_prompt, prompt
 from sparq.language.vocabulary import Vocabulary
+from sparq.language.writing_on import write_on
 from sparq.speech.activity import Detector, load_detector
 from sparq.speech.audio import check_waveform, load_audio
 from sparq.speech.encoder import load_encoder
@@ -298,16 +298,12 @@ class SpeechLM:
         Args:
             beginning: a text, which may be empty, or several.
             options: how pieces are chosen; sampling if None, because greedy search soon repeats itself.
+
+        Raises:
+            UserError: a beginning is too long.
         """
         beginnings, single = _several(beginning, str)
-        task, vocabulary = TASKS["textlm"], self.vocabulary
-        begun = [bool(vocabulary.write_text(text)) for text in beginnings]
-        prompts = [
-            continuation_prompt(task, vocabulary, text) if there else prompt(task, vocabulary)
-            for text, there in zip(beginnings, begun, strict=True)
-        ]
-        made = generate(self.model, vocabulary, prompts, task.target, options or CREATIVE)
-        texts = [vocabulary.decode_text([*before, *after]) for before, after in zip(prompts, made, strict=True)]
+        texts = write_on(self, beginnings, options or CREATIVE)
         return texts[0] if single else texts
 
     @overload

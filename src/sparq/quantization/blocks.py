@@ -231,7 +231,9 @@ def architecture(model: PreTrainedModel) -> Architecture:
         UserError: the architecture is not in the table, or the model is deployed and has no modules any more.
     """
     if getattr(model.config, DEPLOYED, None) is not None:
-        raise UserError(f"{type(model).__name__}: is deployed; this needs the model that it was made from")
+        raise UserError(
+            f"{model.name_or_path or type(model).__name__}: is deployed; this needs the model that it was made from"
+        )
     kind = model.config.model_type
     if kind not in ARCHITECTURES:
         raise UserError(f"model_type: {kind!r} has no block table, expected one of {', '.join(ARCHITECTURES)}")

@@ -1,0 +1,22 @@
+"""Where things are computed."""
+
+from __future__ import annotations
+
+import torch
+
+from sparq.errors import UserError
+
+
+def known_device(device: str) -> torch.device:
+    """Give the device of a name, such as "cpu", "cuda" or "cuda:1".
+
+    Raises:
+        UserError: torch knows none of that name, or there is no such GPU.
+    """
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise UserError(f"device: {device!r} is not known to torch") from error
+    if found.type == "cuda" and (not torch.cuda.is_available() or (found.index or 0) >= torch.cuda.device_count() > 0):
+        raise UserError(f"device: {device} (there is no such GPU, or this torch was built without CUDA)")
+    return found
