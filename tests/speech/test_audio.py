@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import struct
 
 import numpy as np
 import pytest
@@ -75,6 +76,21 @@ def test_a_header_without_a_length_is_not_truncation():
     at = data.find(b"data")
     data[at + 4 : at + 8] = b"\xff" * 4
     assert len(load_audio(io.BytesIO(bytes(data)))) == RATE
+
+
+def test_an_mp3_inside_a_wav_may_not_know_its_length_to_the_packet(tmp_path):
+    constant = {"format": "MP3", "bitrate_mode": "CONSTANT", "compression_level": 0.5}
+    with soundfile.SoundFile(tmp_path / "a.mp3", "w", RATE, 1, **constant) as file:
+        file.write(tone(RATE, 2.0))
+    data = (tmp_path / "a.mp3").read_bytes()
+    packets = data[data.index(data[:3], 4) : -100]  # without the first, which tells the length, and a bit of the last
+    layout = struct.pack("<HHIIHHHHIHHH", 0x55, 1, RATE, 4000, 576, 0, 12, 1, 2, 576, 1, 0)
+    chunks = [b"fmt ", layout, b"fact", struct.pack("<I", 2 * RATE), b"data", packets + b"\0" * (len(packets) % 2)]
+    body = b"WAVE" + b"".join(n + struct.pack("<I", len(c)) + c for n, c in zip(chunks[::2], chunks[1::2], strict=True))
+    (tmp_path / "a.wav").write_bytes(b"RIFF" + struct.pack("<I", len(body)) + body)
+    with soundfile.SoundFile(tmp_path / "a.wav") as file:
+        assert file.frames > len(file.read())
+    assert len(load_audio(tmp_path / "a.wav")) == pytest.approx(2 * RATE, abs=2 * 1152)
 
 
 @pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "mp3"])
@@ -187,7 +203,7 @@ def test_a_stream_of_open_length_is_a_wav_that_is_read_again():
 
 
 @pytest.mark.parametrize(("suffix", "written"), [
-    ("wav", {}), ("flac", {}), ("ogg", {}), ("opus", {"format": "OGG", "subtype": "OPUS"}), ("mp3", {}),
+    ("wav", {}), ("wav", {"subtype": "GSM610"}), ("flac", {}), ("ogg", {}), ("opus", {"format": "OGG", "subtype": "OPUS"}), ("mp3", {}),
     ("sph", {"format": "NIST"}), ("aiff", {}), ("au", {}),
 ])  # fmt: skip
 def test_a_part_of_a_file_is_that_part_of_the_whole(tmp_path, suffix, written):
@@ -223,3 +239,9 @@ def test_a_part_that_is_not_there(tmp_path, part, message):
     with pytest.raises(UserError, match=message):
         load_audio(tmp_path / "a.wav", **part)
     assert len(load_audio(tmp_path / "a.wav", start=1.5, seconds=0.52)) == RATE // 2  # lists of segments round
+
+
+def test_a_part_behind_the_end_of_what_cannot_be_sought_in(tmp_path):
+    soundfile.write(tmp_path / "a.wav", tone(8000, 2.0), 8000, subtype="GSM610")
+    with pytest.raises(UserError, match=r"a\.wav: ends after 2\.\d\d s, before 4\.00 s"):
+        load_audio(tmp_path / "a.wav", start=4.0)

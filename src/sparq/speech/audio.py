@@ -87,9 +87,9 @@ def _decode(name: str, source: str | io.BytesIO, rate: int, part: _Part) -> np.n
         with soundfile.SoundFile(source) as file:
             if part.channel is not None and part.channel >= file.channels:
                 raise UserError(f"{name}: has no channel {part.channel} (there are {file.channels})")
-            left = _seek(name, file, part)
+            count, left = _seek(name, file, part)
             resampler = soxr.ResampleStream(file.samplerate, rate, 1, dtype="float32")
-            parts, count, energy = [], file.tell(), np.zeros(file.channels + 1)
+            parts, energy = [], np.zeros(file.channels + 1)
             while left:
                 block = file.read(min(left, _BLOCK_SECONDS * file.samplerate), dtype="float32", always_2d=True)
                 if not len(block):
@@ -124,14 +124,17 @@ def _mono(block: np.ndarray, channel: int | None, energy: np.ndarray) -> np.ndar
     return mono
 
 
-def _seek(name: str, file: soundfile.SoundFile, part: _Part) -> int:
-    """Go to where a part begins, and return how many frames are to be read from there."""
-    begin = round(part.start * file.samplerate)
-    if begin > file.frames:
-        raise UserError(f"{name}: ends after {file.frames / file.samplerate:.2f} s, before {part.start:.2f} s")
-    if begin:
-        file.seek(begin)
-    return sys.maxsize if part.seconds is None else round(part.seconds * file.samplerate)
+def _seek(name: str, file: soundfile.SoundFile, part: _Part) -> tuple[int, int]:
+    """Go to where a part begins; returns that, in frames, and how many are to be read from there."""
+    begin, passed = round(part.start * file.samplerate), 0
+    if begin <= file.frames and file.seekable():
+        passed = file.seek(begin) if begin else 0
+    while passed < begin:  # GSM can only be read from its beginning
+        block = file.read(min(begin - passed, _BLOCK_SECONDS * file.samplerate), dtype="float32")
+        if not len(block):
+            raise UserError(f"{name}: ends after {passed / file.samplerate:.2f} s, before {part.start:.2f} s")
+        passed += len(block)
+    return begin, sys.maxsize if part.seconds is None else round(part.seconds * file.samplerate)
 
 
 def _check_whole(name: str, file: soundfile.SoundFile, count: int) -> None:
@@ -141,7 +144,7 @@ def _check_whole(name: str, file: soundfile.SoundFile, count: int) -> None:
     told, there = map(int, sizes.groups()) if sizes else (0, 0)
     cut_wav = there < told < _UNKNOWN_SIZE
     cut_ogg = "lacks an end-of-stream" in info or "Junk after the last page" in info
-    slack = _MP3_SLACK if file.format == "MP3" else 0
+    slack = _MP3_SLACK if file.subtype.startswith("MPEG") else 0  # in a .wav, too
     if cut_wav or cut_ogg or count + slack < file.frames:
         raise UserError(f"{name}: truncated, ends after {count / file.samplerate:.2f} s")
 
