@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
+import threading
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparq.errors import UserError
-from sparq.speech.audio import RATE, SUFFIXES, check_waveform, load_audio, save_audio, stream_audio
+from sparq.speech.audio import RATE, SUFFIXES, check_waveform, load_audio, save_audio, stated_seconds, stream_audio
 
 
 def tone(rate, seconds=1.0, channels=1, hertz=440.0):
@@ -67,6 +69,22 @@ def test_a_binary_file_that_cannot_seek(tmp_path):
             return (tmp_path / "a.flac").read_bytes()
 
     np.testing.assert_array_equal(load_audio(Pipe()), load_audio(tmp_path / "a.flac"))
+
+
+@pytest.mark.parametrize("given", [None, 3, np.zeros(9, np.float32)])
+def test_what_is_neither_a_path_nor_a_file(given):
+    with pytest.raises(UserError, match=rf"recording: {type(given).__name__} \(expected a file"):
+        load_audio(given)
+
+
+def test_a_pipe_with_a_name(tmp_path):
+    soundfile.write(tmp_path / "a.flac", tone(RATE), RATE)
+    os.mkfifo(tmp_path / "pipe")
+    writer = threading.Thread(target=lambda: (tmp_path / "pipe").write_bytes((tmp_path / "a.flac").read_bytes()))
+    assert not stated_seconds(tmp_path / "pipe")  # before anything is in it, which would be lost
+    writer.start()
+    np.testing.assert_array_equal(load_audio(tmp_path / "pipe"), load_audio(tmp_path / "a.flac"))
+    writer.join()
 
 
 def test_a_header_without_a_length_is_not_truncation():

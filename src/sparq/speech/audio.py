@@ -49,7 +49,7 @@ def load_audio(
     """Read wav, flac, ogg, mp3 or anything else libsndfile reads, of any rate and number of channels.
 
     Args:
-        source: a path, or a binary file (standard input, an upload), which is read to its end.
+        source: a path, or a binary file (standard input, an upload), which is read to its end, as a named pipe is.
         rate: samples per second of what is returned.
         start: where in the file to begin, in seconds; what is before is not decoded.
         seconds: how much to read; None to the end.
@@ -61,14 +61,18 @@ def load_audio(
 
     Raises:
         UserError: missing, not audio, truncated, shorter than what is to be read, without that channel, without
-            samples, or with values that are not finite.
+            samples, or with values that are not finite; or neither a path nor a file.
     """
     part = _Part(start, seconds, channel)
     if isinstance(source, (str, Path)):
-        name = str(source)
-        if not Path(source).is_file():
-            raise UserError(f"{name}: {'is a folder' if Path(source).is_dir() else 'no such file'}")
+        name, path = str(source), Path(source)
+        if path.is_fifo():
+            return _decode(name, io.BytesIO(path.read_bytes()), rate, part)
+        if not path.is_file():
+            raise UserError(f"{name}: {'is a folder' if path.is_dir() else 'no such file'}")
         return _decode(name, name, rate, part)
+    if not hasattr(source, "read"):
+        raise UserError(f"recording: {type(source).__name__} (expected a file: its path, or one opened in binary mode)")
     name = str(getattr(source, "name", "audio"))
     return _decode("standard input" if name == "<stdin>" else name, io.BytesIO(source.read()), rate, part)
 
@@ -150,7 +154,9 @@ def _check_whole(name: str, file: soundfile.SoundFile, count: int) -> None:
 
 
 def stated_seconds(path: Path) -> float:
-    """Say how long a file is by its header, 0 if that cannot be read; nothing is decoded."""
+    """Say how long a file is by its header, 0 if that cannot be read; nothing is decoded, and no pipe read."""
+    if not path.is_file():
+        return 0.0
     try:
         return float(soundfile.info(path).duration)
     except (soundfile.SoundFileError, RuntimeError, TypeError):
