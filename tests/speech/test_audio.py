@@ -142,6 +142,27 @@ def test_bad_files_are_refused_in_one_line(tmp_path, make, message):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("content", [b"", b"hello " * 50, np.random.default_rng(0).bytes(5000)])
+def test_an_mp3_of_something_else_is_not_audio_in_one_line(tmp_path, capfd, content):
+    (tmp_path / "bad.mp3").write_bytes(content)
+    assert not stated_seconds(tmp_path / "bad.mp3")
+    with pytest.raises(UserError, match=r"bad\.mp3: not audio, or damaged \(nothing in it can be decoded\)"):
+        load_audio(tmp_path / "bad.mp3")
+    assert capfd.readouterr().err == ""
+
+
+def test_a_damaged_mp3_leaves_standard_error_to_others(tmp_path, capfd):
+    random = np.random.default_rng(0)
+    soundfile.write(tmp_path / "a.mp3", random.normal(0, 0.1, 3 * RATE), RATE)
+    data = bytearray((tmp_path / "a.mp3").read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 2000] = random.bytes(2000)
+    (tmp_path / "a.mp3").write_bytes(data)
+    with pytest.raises(UserError, match=r"truncated|damaged"):
+        load_audio(tmp_path / "a.mp3")
+    os.write(2, b"others\n")
+    assert capfd.readouterr().err == "others\n"
+
+
 def test_silence_is_audio(tmp_path):
     soundfile.write(tmp_path / "a.wav", np.zeros(RATE), RATE)
     assert not load_audio(tmp_path / "a.wav").any()

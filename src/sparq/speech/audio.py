@@ -7,6 +7,7 @@ than none.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import os
@@ -22,6 +23,7 @@ import soundfile
 import soxr
 
 from sparq.errors import UserError
+from sparq.speech.quiet import quiet_standard_error
 
 RATE = 16000
 """Samples per second of everything inside SpARQ."""
@@ -88,14 +90,14 @@ class _Part:
 
 def _decode(name: str, source: str | io.BytesIO, rate: int, part: _Part) -> np.ndarray:
     try:
-        with soundfile.SoundFile(source) as file:
+        with _opened(source) as file:
             if part.channel is not None and part.channel >= file.channels:
                 raise UserError(f"{name}: has no channel {part.channel} (there are {file.channels})")
             count, left = _seek(name, file, part)
             resampler = soxr.ResampleStream(file.samplerate, rate, 1, dtype="float32")
             parts, energy = [], np.zeros(file.channels + 1)
             while left:
-                block = file.read(min(left, _BLOCK_SECONDS * file.samplerate), dtype="float32", always_2d=True)
+                block = _read(file, min(left, _BLOCK_SECONDS * file.samplerate))
                 if not len(block):
                     break
                 count, left = count + len(block), left - len(block)
@@ -105,10 +107,7 @@ def _decode(name: str, source: str | io.BytesIO, rate: int, part: _Part) -> np.n
             elif left > _ROUNDING * file.samplerate:
                 raise UserError(f"{name}: ends after {count / file.samplerate:.2f} s, before what is to be read of it")
     except (soundfile.SoundFileError, RuntimeError, TypeError) as error:  # the last for .raw files
-        reason = str(error).rpartition(": ")[2].rstrip(".").lower()
-        if isinstance(error, TypeError) or reason == "format not recognised":
-            reason = "no header says what it holds; raw samples must be given one, as in a .wav file"
-        raise UserError(f"{name}: not audio, or damaged ({reason})") from error
+        raise UserError(f"{name}: not audio, or damaged ({_reason(error)})") from error
     loudest = int(energy[:-1].argmax())
     if energy[-1] < _CANCELLED * energy[loudest]:
         if isinstance(source, io.BytesIO):
@@ -116,6 +115,30 @@ def _decode(name: str, source: str | io.BytesIO, rate: int, part: _Part) -> np.n
         return _decode(name, source, rate, dataclasses.replace(part, channel=loudest))
     parts.append(resampler.resample_chunk(np.zeros(0, np.float32), last=True))
     return check_waveform(np.concatenate(parts), name)
+
+
+def _reason(error: Exception) -> str:
+    reason = str(error).rpartition(": ")[2].rstrip(".").lower()
+    if isinstance(error, TypeError) or reason == "format not recognised":
+        return "no header says what it holds; raw samples must be given one, as in a .wav file"
+    if reason.startswith("file does not exist"):  # said of an .mp3 without MP3 in it
+        return "nothing in it can be decoded"
+    return reason
+
+
+def _opened(source: str | io.BytesIO) -> soundfile.SoundFile:
+    with quiet_standard_error():
+        return soundfile.SoundFile(source)
+
+
+def _read(file: soundfile.SoundFile, frames: int) -> np.ndarray:
+    """Read the next frames, or those that are left, as float32 ``[frames, channels]``."""
+    with quiet_standard_error() if _is_mp3(file) else contextlib.nullcontext():
+        return file.read(frames, dtype="float32", always_2d=True)
+
+
+def _is_mp3(file: soundfile.SoundFile) -> bool:
+    return file.subtype.startswith("MPEG")  # in a .wav, too
 
 
 def _mono(block: np.ndarray, channel: int | None, energy: np.ndarray) -> np.ndarray:
@@ -134,7 +157,7 @@ def _seek(name: str, file: soundfile.SoundFile, part: _Part) -> tuple[int, int]:
     if begin <= file.frames and file.seekable():
         passed = file.seek(begin) if begin else 0
     while passed < begin:  # GSM can only be read from its beginning
-        block = file.read(min(begin - passed, _BLOCK_SECONDS * file.samplerate), dtype="float32")
+        block = _read(file, min(begin - passed, _BLOCK_SECONDS * file.samplerate))
         if not len(block):
             raise UserError(f"{name}: ends after {passed / file.samplerate:.2f} s, before {part.start:.2f} s")
         passed += len(block)
@@ -148,7 +171,7 @@ def _check_whole(name: str, file: soundfile.SoundFile, count: int) -> None:
     told, there = map(int, sizes.groups()) if sizes else (0, 0)
     cut_wav = there < told < _UNKNOWN_SIZE
     cut_ogg = "lacks an end-of-stream" in info or "Junk after the last page" in info
-    slack = _MP3_SLACK if file.subtype.startswith("MPEG") else 0  # in a .wav, too
+    slack = _MP3_SLACK if _is_mp3(file) else 0
     if cut_wav or cut_ogg or count + slack < file.frames:
         raise UserError(f"{name}: truncated, ends after {count / file.samplerate:.2f} s")
 
@@ -158,7 +181,8 @@ def stated_seconds(path: Path) -> float:
     if not path.is_file():
         return 0.0
     try:
-        return float(soundfile.info(path).duration)
+        with quiet_standard_error():
+            return float(soundfile.info(path).duration)
     except (soundfile.SoundFileError, RuntimeError, TypeError):
         return 0.0
 
