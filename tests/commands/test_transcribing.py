@@ -184,6 +184,32 @@ def test_recordings_of_one_name_keep_their_suffixes(transcribe, talks, tmp_path)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["deep", "one.flac.txt", "one.wav.txt"]
 
 
+def test_what_needs_ffmpeg_is_passed_over_without_it(transcribe, talks, tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    (talks / "three.m4a").write_bytes(b"")
+    (talks / "one.mp4").write_bytes(b"")  # a video, whose sound lies beside it
+    code, _, err = transcribe("talks", "-o", "out")
+    assert code == 0
+    assert err == (
+        "sparq: talks: 1 of 3 recordings need ffmpeg, which is not there (or convert them to .wav or .flac); "
+        "they are passed over\n"
+    )
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["deep", "one.txt"]
+    for path in ("one.wav", "deep/two.flac"):
+        (talks / path).unlink()
+    code, _, err = transcribe("talks", "-o", "out")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "talks: 2 of 2 recordings need ffmpeg" in err
+
+
+@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="ffmpeg is not installed")
+def test_a_video_is_heard(transcribe, talks, tmp_path):
+    command = ["ffmpeg", "-v", "error", "-i", talks / "one.wav", "-c:a", "flac", talks / "three.mkv"]
+    subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
+    assert transcribe("talks", "-o", "out")[0] == 0
+    assert (tmp_path / "out" / "three.txt").read_text() == (tmp_path / "out" / "one.txt").read_text()
+
+
 def test_words_have_times_if_asked_for(transcribe, tiny_run, listener, monkeypatch):
     monkeypatch.setattr(listener, "write_down", lambda units, *_, **__: ["come back"] * len(units))
     (told,) = json.loads(transcribe(tiny_run.audio, "--json", "--words")[1])

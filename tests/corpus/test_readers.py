@@ -150,6 +150,13 @@ def test_recordings_without_a_transcript_can_be_left_out_and_counted(tmp_path):
         list(read_corpus(tmp_path, left_out=Counter()))
 
 
+def test_a_video_is_a_recording_unless_its_sound_lies_beside_it(tmp_path):
+    for name in ("a.wav", "a.mp4", "b.m4a"):
+        (tmp_path / name).write_bytes(b"")
+        (tmp_path / name).with_suffix(".txt").write_text("the sea")
+    assert [recording.audio.name for recording in read_corpus(tmp_path)] == ["a.wav", "b.m4a"]
+
+
 def test_text_that_is_not_utf8(tmp_path):
     (tmp_path / "a.txt").write_bytes("caf\u00e9".encode("latin-1"))
     with pytest.raises(UserError, match=r"a\.txt: not UTF-8"):

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparq.errors import UserError
-from sparq.speech.audio import RATE, SUFFIXES, check_waveform, load_audio, save_audio, stated_seconds, stream_audio
+from sparq.speech.audio import RATE, SUFFIXES, check_waveform, load_audio, read_header, save_audio, stream_audio
 
 
 def tone(rate, seconds=1.0, channels=1, hertz=440.0):
@@ -81,7 +81,7 @@ def test_a_pipe_with_a_name(tmp_path):
     soundfile.write(tmp_path / "a.flac", tone(RATE), RATE)
     os.mkfifo(tmp_path / "pipe")
     writer = threading.Thread(target=lambda: (tmp_path / "pipe").write_bytes((tmp_path / "a.flac").read_bytes()))
-    assert not stated_seconds(tmp_path / "pipe")  # before anything is in it, which would be lost
+    assert not read_header(tmp_path / "pipe")[0]  # before anything is in it, which would be lost
     writer.start()
     np.testing.assert_array_equal(load_audio(tmp_path / "pipe"), load_audio(tmp_path / "a.flac"))
     writer.join()
@@ -145,7 +145,7 @@ def test_bad_files_are_refused_in_one_line(tmp_path, make, message):
 @pytest.mark.parametrize("content", [b"", b"hello " * 50, np.random.default_rng(0).bytes(5000)])
 def test_an_mp3_of_something_else_is_not_audio_in_one_line(tmp_path, capfd, content):
     (tmp_path / "bad.mp3").write_bytes(content)
-    assert not stated_seconds(tmp_path / "bad.mp3")
+    assert not read_header(tmp_path / "bad.mp3")[0]
     with pytest.raises(UserError, match=r"bad\.mp3: not audio, or damaged \(nothing in it can be decoded\)"):
         load_audio(tmp_path / "bad.mp3")
     assert capfd.readouterr().err == ""

@@ -25,34 +25,48 @@ class Recording:
     @property
     def stated_seconds(self) -> float:
         """How long it says that it is; 0 where it does not say."""
-        from sparq.speech.audio import stated_seconds
+        from sparq.speech.audio import read_header
 
-        return stated_seconds(self.source) if isinstance(self.source, Path) else 0.0
+        return read_header(self.source)[1] if isinstance(self.source, Path) else 0.0
 
 
 def find_recordings(paths: Sequence[str]) -> list[Recording]:
     """Find the recordings that were named: files, those of folders, and standard input.
 
+    Those of folders that cannot be read without ffmpeg are told and passed over where it is missing.
+
     Raises:
         UserError: a folder without recordings.
     """
-    from sparq.speech.audio import SUFFIXES
-
     found = []
     for given in paths:
         path = Path(given)
         if given == "-":
             found.append(Recording("standard input", sys.stdin.buffer, Path("standard-input")))
         elif path.is_dir():
-            inside = [one.relative_to(path) for one in path.rglob("*") if one.suffix.lower() in SUFFIXES]
-            # What begins with a dot is hidden, or left by another system beside the recording of that name.
-            shown = sorted(one for one in inside if not one.name.startswith(".") and (path / one).is_file())
-            if not shown:
-                raise UserError(f"{given}: holds no recordings (files that end in {', '.join(sorted(SUFFIXES))})")
-            found += [Recording(str(path / one), path / one, one) for one in shown]
+            found += [Recording(str(one), one, one.relative_to(path)) for one in _recordings_in(path)]
         else:
             found.append(Recording(given, path, Path(path.name)))
     return found
+
+
+def _recordings_in(folder: Path) -> list[Path]:
+    from sparq.corpus.recording import audio_below
+    from sparq.speech.audio import SUFFIXES
+    from sparq.speech.foreign_audio import FOREIGN_SUFFIXES, has_ffmpeg, is_foreign
+
+    inside = [one for one in audio_below(folder) if one.is_file()]
+    if not inside:
+        known = sorted((*SUFFIXES, *FOREIGN_SUFFIXES))
+        raise UserError(f"{folder}: holds no recordings (files that end in {', '.join(known)})")
+    heard = inside if has_ffmpeg() else [one for one in inside if not is_foreign(one)]
+    if len(heard) < len(inside):
+        of_them = f"{len(inside) - len(heard)} of {len(inside)} recordings need ffmpeg, which is not there"
+        told = f"{folder}: {of_them} (or convert them to .wav or .flac)"
+        if not heard:
+            raise UserError(told)
+        print(f"sparq: {told}; they are passed over", file=sys.stderr)
+    return heard
 
 
 def transcript_format(given: argparse.Namespace) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from sparq.errors import UserError
 from sparq.speech.audio import SUFFIXES
+from sparq.speech.foreign_audio import FOREIGN_SUFFIXES, is_foreign
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -60,15 +61,20 @@ def lines_of(path: Path) -> Iterator[tuple[str, str]]:
 def audio_named(stem: Path) -> Path:
     """Return the audio file of a path without suffix, in whichever format it is there; else the wav it should be."""
     # Appended, not replaced: an id may hold a full stop.
-    candidates = [stem.with_name(stem.name + suffix) for suffix in SUFFIXES]
+    candidates = [stem.with_name(stem.name + suffix) for suffix in (*SUFFIXES, *FOREIGN_SUFFIXES)]
     return next((file for file in candidates if file.is_file()), candidates[0])
 
 
 def audio_below(path: Path) -> list[Path]:
-    """List the audio files anywhere below a folder, in the order of their names, without hidden ones."""
-    return sorted(file for file in path.rglob("*") if is_audio(file))
+    """List the audio files anywhere below a folder, in the order of their names, without hidden ones.
+
+    A video beside a recording of its name is taken for the same.
+    """
+    found = [file for file in path.rglob("*") if is_audio(file)]
+    heard = {file.with_suffix("") for file in found if not is_foreign(file)}
+    return sorted(file for file in found if not (is_foreign(file) and file.with_suffix("") in heard))
 
 
 def is_audio(file: Path) -> bool:
     """Whether a name is that of an audio file; files that macOS hides beside others (``._name``) are none."""
-    return file.suffix.lower() in SUFFIXES and not file.name.startswith(".")
+    return (file.suffix.lower() in SUFFIXES or is_foreign(file)) and not file.name.startswith(".")

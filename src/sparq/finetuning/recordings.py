@@ -8,8 +8,6 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-import soundfile
-
 from sparq.artifacts import MANIFEST
 from sparq.config import CorpusConfig, EncoderConfig, SourceConfig, UnitsConfig
 from sparq.corpus.codebook import load_codebook
@@ -18,7 +16,7 @@ from sparq.corpus.readers import read_corpus
 from sparq.corpus.recording import Recording
 from sparq.errors import UserError
 from sparq.language.writing import normalise_text
-from sparq.speech.audio import RATE
+from sparq.speech.audio import RATE, read_header
 from sparq.speech.views import VIEWS
 
 HELD_OUT_SHARE, FEWEST_HELD_OUT, MOST_HELD_OUT = 0.1, 8, 100  # of the different sentences
@@ -163,10 +161,9 @@ def _headers(recordings: Iterable[Recording]) -> tuple[Counter[int], float]:
     rates: Counter[int] = Counter()
     seconds = 0.0
     for recording in recordings:
-        try:
-            info = soundfile.info(str(recording.audio))
-        except (soundfile.SoundFileError, RuntimeError):
-            continue
-        rates[info.samplerate] += 1
-        seconds += info.duration - recording.start if recording.seconds is None else recording.seconds
+        assert recording.audio is not None
+        rate, duration = read_header(recording.audio)
+        if rate:
+            rates[rate] += 1
+            seconds += duration - recording.start if recording.seconds is None else recording.seconds
     return rates, seconds

@@ -1,4 +1,4 @@
-"""Reading and writing sound: any format that libsndfile knows, in and out as 16 kHz mono float32.
+"""Reading and writing sound: any format that libsndfile or ffmpeg knows, in and out as 16 kHz mono float32.
 
 Files are read in blocks and resampled as a stream, so that an hour of 48 kHz stereo never lies in memory whole.
 A file that ends before its header says it should is refused: half a recording with a whole transcript is worse
@@ -23,6 +23,7 @@ import soundfile
 import soxr
 
 from sparq.errors import UserError
+from sparq.speech.foreign_audio import decoded, foreign_header, is_foreign
 from sparq.speech.quiet import quiet_standard_error
 
 RATE = 16000
@@ -50,10 +51,12 @@ def load_audio(
 ) -> np.ndarray:
     """Read wav, flac, ogg, mp3 or anything else libsndfile reads, of any rate and number of channels.
 
+    Files whose names end in one of ``FOREIGN_SUFFIXES`` (m4a, webm, mp4) are decoded by ffmpeg.
+
     Args:
         source: a path, or a binary file (standard input, an upload), which is read to its end, as a named pipe is.
         rate: samples per second of what is returned.
-        start: where in the file to begin, in seconds; what is before is not decoded.
+        start: where in the file to begin, in seconds; what is before is not decoded, unless by ffmpeg.
         seconds: how much to read; None to the end.
         channel: the channel to read, from 0; None for the mean of all, or, where they cancel each other out, the
             loudest.
@@ -62,8 +65,8 @@ def load_audio(
         float32 ``[samples]``, full scale at ±1. Silence is allowed.
 
     Raises:
-        UserError: missing, not audio, truncated, shorter than what is to be read, without that channel, without
-            samples, or with values that are not finite; or neither a path nor a file.
+        UserError: missing, not audio, for ffmpeg where that is not there, truncated, shorter than what is to be read,
+            without that channel, without samples, or with values that are not finite; or neither a path nor a file.
     """
     part = _Part(start, seconds, channel)
     if isinstance(source, (str, Path)):
@@ -126,7 +129,9 @@ def _reason(error: Exception) -> str:
     return reason
 
 
-def _opened(source: str | io.BytesIO) -> soundfile.SoundFile:
+def _opened(source: str | io.BytesIO) -> contextlib.AbstractContextManager[soundfile.SoundFile]:
+    if isinstance(source, str) and is_foreign(Path(source)):
+        return decoded(Path(source))
     with quiet_standard_error():
         return soundfile.SoundFile(source)
 
@@ -156,7 +161,7 @@ def _seek(name: str, file: soundfile.SoundFile, part: _Part) -> tuple[int, int]:
     begin, passed = round(part.start * file.samplerate), 0
     if begin <= file.frames and file.seekable():
         passed = file.seek(begin) if begin else 0
-    while passed < begin:  # GSM can only be read from its beginning
+    while passed < begin:  # GSM, and what ffmpeg decodes, can only be read from its beginning
         block = _read(file, min(begin - passed, _BLOCK_SECONDS * file.samplerate))
         if not len(block):
             raise UserError(f"{name}: ends after {passed / file.samplerate:.2f} s, before {part.start:.2f} s")
@@ -166,6 +171,8 @@ def _seek(name: str, file: soundfile.SoundFile, part: _Part) -> tuple[int, int]:
 
 def _check_whole(name: str, file: soundfile.SoundFile, count: int) -> None:
     """Refuse a file that ends early, by what each format lets one know."""
+    if isinstance(file.name, int):  # the pipe of a decoder that refuses it by itself
+        return
     info = file.extra_info
     sizes = _CHUNK_SIZES.search(info)
     told, there = map(int, sizes.groups()) if sizes else (0, 0)
@@ -176,15 +183,22 @@ def _check_whole(name: str, file: soundfile.SoundFile, count: int) -> None:
         raise UserError(f"{name}: truncated, ends after {count / file.samplerate:.2f} s")
 
 
-def stated_seconds(path: Path) -> float:
-    """Say how long a file is by its header, 0 if that cannot be read; nothing is decoded, and no pipe read."""
+def read_header(path: Path) -> tuple[int, float]:
+    """Say how many samples a second and seconds a file has by its header; nothing is decoded, and no pipe read.
+
+    Returns:
+        Zeros where that cannot be told.
+    """
     if not path.is_file():
-        return 0.0
+        return 0, 0.0
+    if is_foreign(path):
+        return foreign_header(path)
     try:
         with quiet_standard_error():
-            return float(soundfile.info(path).duration)
+            info = soundfile.info(path)
     except (soundfile.SoundFileError, RuntimeError, TypeError):
-        return 0.0
+        return 0, 0.0
+    return info.samplerate, float(info.duration)
 
 
 def check_waveform(waveform: np.ndarray, name: str = "waveform") -> np.ndarray:
