@@ -87,6 +87,8 @@ WRONG = {
     "continue text in a voice": ("continue hello --voice ann --model {lm}", "--voice: ann"),
     "evaluate a missing vocoder": ("evaluate {corpus} --vocoder nowhere", "nowhere"),
     "continue speech without a file": ("continue {audio} --model {lm}", "-o: missing"),
+    "continue a file that is not audio": ("continue notes.txt --model {lm}", "notes.txt: is a file, and not audio"),
+    "continue speech under another name": ("continue said/recording --model {lm}", "-o: missing"),
     "continue text into a file": ("continue hello -o out.wav --model {lm}", "-o: out.wav"),
     "continue missing speech": ("continue nowhere.wav -o out.wav --model {lm}", "nowhere.wav: no such file"),
     "corpus of a missing folder": ("corpus nowhere -o out", "nowhere: no such file or folder"),
@@ -113,6 +115,7 @@ def test_one_line_exit_code_2_and_nothing_left(sparq, tiny_run, lm, corpus, quic
         (tmp_path / folder).mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
     shutil.copy(tiny_run.audio, tmp_path / "said" / "one.wav")
+    shutil.copy(tiny_run.audio, tmp_path / "said" / "recording")
     (tmp_path / "said" / "one.txt").write_text("come back soon")
     before = sorted(tmp_path.rglob("*"))
     names = {"corpus": corpus, "lm": lm, "audio": tiny_run.audio, "empty": "", "tiny": quick}

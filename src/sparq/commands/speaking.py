@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import stat
 import sys
 import time
 from collections.abc import Iterator
@@ -77,9 +78,7 @@ def add_continue(made: Any) -> None:
 
 def continue_(given: argparse.Namespace) -> None:
     """Continue text or speech."""
-    from sparq.speech.audio import SUFFIXES
-
-    if Path(given.beginning).suffix.lower() not in SUFFIXES:
+    if not _is_audio(given.beginning):
         for name, value in (("-o", given.output), ("--voice", given.voice)):
             if value is not None:
                 raise UserError(f"{name}: {value} (expected with an audio file; text is continued on standard output)")
@@ -89,6 +88,27 @@ def continue_(given: argparse.Namespace) -> None:
         raise UserError("-o: missing (expected a file for the continued speech)")
     lm = load_model(given)
     _save_spoken(given, lm.continue_speech(given.beginning, search_options(given), voice=given.voice))
+
+
+def _is_audio(beginning: str) -> bool:
+    """Whether something to be continued is audio, not text: by its name, as a pipe, or by what is in the file.
+
+    Raises:
+        UserError: a file without audio.
+    """
+    from sparq.corpus.recording import is_audio
+    from sparq.speech.audio import read_header
+
+    path = Path(beginning)
+    if is_audio(path):
+        return True
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError):  # no file, and the second for what cannot be the name of one
+        return False
+    if stat.S_ISREG(mode) and not read_header(path)[0]:
+        raise UserError(f"{beginning}: is a file, and not audio (a text in a file is given by '-', standard input)")
+    return not stat.S_ISDIR(mode)
 
 
 def add_vocoder(made: Any) -> None:
