@@ -76,8 +76,8 @@ class Recorder:
     def stage(self, inputs=None, **settings) -> Stage:
         return Stage("corpus", settings, inputs or {}, self.build)
 
-    def run(self, root: Path, **settings):
-        return run_stage(root, self.stage(**settings), self.events.append)
+    def run(self, root: Path, *, overwrite=True, **settings):
+        return run_stage(root, self.stage(**settings), self.events.append, overwrite=overwrite)
 
     @property
     def states(self) -> list[str]:
@@ -108,6 +108,19 @@ def test_other_settings_or_inputs_rebuild(tmp_path, change):
     assert first.fingerprint != second.fingerprint
     assert (tmp_path / "corpus" / "result.txt").read_text() == "build 2"
     assert names(tmp_path) == ["corpus"]
+
+
+def test_what_is_not_to_be_replaced_is_refused_before_the_work(tmp_path):
+    recorder = Recorder()
+    made = recorder.run(tmp_path, size=1, overwrite=False)
+    with pytest.raises(UserError, match="corpus: was made with other settings or inputs; --overwrite replaces it, or"):
+        recorder.run(tmp_path, size=2, overwrite=False)
+    assert recorder.builds == 1
+    assert read_stage(tmp_path / "corpus") == made
+    assert recorder.run(tmp_path, size=1, overwrite=False) == made  # the same again is skipped
+    assert names(tmp_path) == ["corpus"]
+    assert recorder.run(tmp_path, size=2).fingerprint != made.fingerprint
+    assert recorder.states == ["started", "finished", "skipped", "rebuilt", "finished"]
 
 
 def test_old_result_stays_until_the_new_one_is_complete(tmp_path):
@@ -165,6 +178,21 @@ def test_work_for_other_settings_is_neither_used_nor_kept(tmp_path):
     recorder.run(tmp_path, size=2)
     assert recorder.states == ["started", "finished"]
     assert names(tmp_path / "corpus") == ["result.txt", "stage.json"]
+    assert names(tmp_path) == ["corpus"]
+
+
+def test_unfinished_work_for_other_settings_is_kept_where_nothing_is_to_be_replaced(tmp_path):
+    def half(folder: Path) -> None:
+        (folder / "checkpoint").touch()
+        raise RuntimeError
+
+    recorder, long = Recorder(), Stage("corpus", {"size": 1}, {}, half)
+    with pytest.raises(RuntimeError):
+        run_stage(tmp_path, long, overwrite=False)
+    recorder.run(tmp_path, size=2, overwrite=False)
+    assert names(tmp_path / f".corpus.{long.fingerprint}.partial") == ["checkpoint"]
+    recorder.run(tmp_path, size=1)
+    assert recorder.states == ["started", "finished", "resumed", "finished"]
     assert names(tmp_path) == ["corpus"]
 
 

@@ -149,7 +149,14 @@ def adapt_model(
 
 
 def adapt_speechlm(
-    model: Path, corpus: Corpus, sink: str | None, config: AdaptationConfig, output: Path, watcher: Watcher
+    model: Path,
+    corpus: Corpus,
+    sink: str | None,
+    config: AdaptationConfig,
+    output: Path,
+    watcher: Watcher,
+    *,
+    overwrite: bool = False,
 ) -> list[dict[str, float]]:
     """Adapt a SpeechLM further, as a stage of its own: skipped when it is complete, gone on with when it was killed.
 
@@ -160,12 +167,14 @@ def adapt_speechlm(
         config: how it learns.
         output: folder of the result, which is in its folder ``speechlm``.
         watcher: told how it goes.
+        overwrite: replace an output that was made with other settings or inputs.
 
     Returns:
         What was logged as it trained.
 
     Raises:
-        UserError: the corpus has units of another codebook, or the output is a folder that no run made.
+        UserError: the corpus has units of another codebook, or the output is a folder that no run made, or one that is
+            not to be replaced.
     """
 
     def train(work: Path) -> SpeechLM:
@@ -182,23 +191,30 @@ def adapt_speechlm(
 
     inputs = {"model": read_manifest(model, "speechlm").fingerprint, "corpus": corpus.fingerprint}
     stage = Stage(output.name, {"sink": sink, "adaptation": config}, inputs, build, join=train)
-    run_stage(output.parent, stage, watcher.stage)
+    run_stage(output.parent, stage, watcher.stage, overwrite=overwrite)
     return list(json.loads((output / TRAINING / HISTORY).read_text(encoding="utf-8")))
 
 
 def quantize_speechlm(
-    model: Path, corpus: Corpus, config: QuantizationConfig, output: Path, watcher: Watcher | None = None
+    model: Path,
+    corpus: Corpus,
+    config: QuantizationConfig,
+    output: Path,
+    watcher: Watcher | None = None,
+    *,
+    overwrite: bool = False,
 ) -> None:
     """Quantise a SpeechLM (simulated) into a folder of its own, calibrated on a corpus.
 
     A method that learns goes on with what it had finished when it was killed.
 
     Raises:
-        UserError: the corpus has units of another codebook, or the output is a folder that no run made.
+        UserError: the corpus has units of another codebook, or the output is a folder that no run made, or one that was
+            made with other settings or inputs and is not to be replaced (``overwrite``).
     """
     inputs = {"model": read_manifest(model, "speechlm").fingerprint, "corpus": corpus.fingerprint}
     build = partial(quantize_into, model, corpus, config, watcher=watcher)
-    run_stage(output.parent, Stage(output.name, dataclasses.asdict(config), inputs, build))
+    run_stage(output.parent, Stage(output.name, dataclasses.asdict(config), inputs, build), overwrite=overwrite)
 
 
 def quantize_into(
@@ -228,15 +244,16 @@ def quantize_into(
     lm.save(folder)  # in place of the whole folder
 
 
-def vocoder_folder(config: VocoderTrainingConfig, corpus: Corpus, output: Path) -> None:
+def vocoder_folder(config: VocoderTrainingConfig, corpus: Corpus, output: Path, *, overwrite: bool = False) -> None:
     """Train a vocoder into a folder of its own, skipped when it is complete, gone on with when it was killed.
 
     Raises:
-        UserError: the corpus kept no audio, or the output is a folder that no run made.
+        UserError: the corpus kept no audio, or the output is a folder that no run made, or one that was made with other
+            settings or inputs and is not to be replaced (``overwrite``).
     """
     inputs = {"corpus": corpus.fingerprint, **vocoder_start(config)}
     build = partial(make_vocoder, config, corpus)
-    run_stage(output.parent, Stage(output.name, dataclasses.asdict(config), inputs, build))
+    run_stage(output.parent, Stage(output.name, dataclasses.asdict(config), inputs, build), overwrite=overwrite)
 
 
 def vocoder_start(config: VocoderTrainingConfig) -> dict[str, str]:

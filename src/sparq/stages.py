@@ -6,7 +6,8 @@ A stage is known by a fingerprint of its name, settings and inputs. Its work is 
 - a complete stage of the same fingerprint is skipped;
 - work that was killed is found again by its fingerprint, and handed to ``build`` once more, which goes on from what
   it finds there;
-- changed settings or inputs have another fingerprint, so they begin anew, and the old folder stays until then.
+- changed settings or inputs have another fingerprint, so they begin anew, and the old folder stays until then; where
+  it is not to be replaced, they are refused.
 
 Under ``torchrun`` the first process makes the folders. The others wait, and take part where a stage says how.
 """
@@ -87,19 +88,23 @@ class StageEvent:
     seconds: float = 0.0
 
 
-def run_stage(root: Path, stage: Stage, on_event: Callable[[StageEvent], None] = lambda _: None) -> Manifest:
+def run_stage(
+    root: Path, stage: Stage, on_event: Callable[[StageEvent], None] = lambda _: None, *, overwrite: bool = True
+) -> Manifest:
     """Make a stage's folder complete, doing only what is not done yet.
 
     Args:
         root: folder of the run; the stage's is ``root / stage.name``.
         stage: what to do.
         on_event: is told when the stage is skipped, begun and finished.
+        overwrite: whether a folder of other settings or inputs is replaced, and unfinished work for them removed.
 
     Returns:
         The manifest of the complete stage; its fingerprint is the input of stages after it.
 
     Raises:
-        UserError: another process is at work on this stage, or something that no run made has the folder's name.
+        UserError: another process is at work on this stage, something that no run made has the folder's name, or what
+            a run made is not to be replaced.
     """
     root = Path(root)
     folder = root / stage.name
@@ -125,12 +130,16 @@ def run_stage(root: Path, stage: Stage, on_event: Callable[[StageEvent], None] =
                 return done
             if done is None and folder.exists():
                 raise UserError(f"{folder}: is in the way (it has no {RECORD}, so no run made it; move it elsewhere)")
+            if not overwrite:
+                require_same(folder, stage)
             work = _unfinished(folder, wanted)
             state: State = "resumed" if work.exists() else "started" if done is None else "rebuilt"
             on_event(StageEvent(stage.name, state, folder))
             begun = time.monotonic()
             manifest = _build(stage, work)
             _put_in_place(work, folder)
+            if overwrite:
+                _forget_others(folder)
             on_event(StageEvent(stage.name, "finished", folder, time.monotonic() - begun))
             return manifest
     finally:
@@ -146,6 +155,22 @@ def read_stage(folder: Path) -> Manifest | None:
         return Manifest(**data)
     except (OSError, ValueError, TypeError):
         return None
+
+
+def require_same(folder: Path, stage: Stage) -> None:
+    """Refuse to replace what was made with other settings or inputs.
+
+    Raises:
+        UserError: the folder is a complete stage of another fingerprint.
+    """
+    done = read_stage(folder)
+    if done is not None and done.fingerprint != stage.fingerprint:
+        raise made_otherwise(folder)
+
+
+def made_otherwise(folder: Path) -> UserError:
+    """Give the error of a folder that is replaced only when that is asked for."""
+    return UserError(f"{folder}: was made with other settings or inputs; --overwrite replaces it, or choose another -o")
 
 
 def _unfinished(folder: Path, wanted: str) -> Path:
@@ -189,12 +214,17 @@ def _plain(value: Any) -> Any:
 
 
 def _put_in_place(work: Path, folder: Path) -> None:
-    """Give complete work its name; the older folder goes, and so does unfinished work for other settings."""
+    """Give complete work its name; the older folder goes."""
     old = folder.with_name(f".{folder.name}.old")
     if folder.exists():
         folder.rename(old)
     work.rename(folder)
-    for left in [old, *folder.parent.glob(f".{folder.name}.{'[0-9a-f]' * 16}.partial")]:
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _forget_others(folder: Path) -> None:
+    """Remove unfinished work for other settings."""
+    for left in folder.parent.glob(f".{folder.name}.{'[0-9a-f]' * 16}.partial"):
         shutil.rmtree(left, ignore_errors=True)
 
 

@@ -43,6 +43,11 @@ def test_corpus_of_recordings(sparq, tiny_run, tmp_path):
     code, out, _ = sparq(*asked)  # complete
     assert code == 0
     assert out.startswith("made: 2 utterances (1 to train on, 1 held out)")
+    more = [*asked, "--limit", 1, "--held-out", 0]
+    told = "sparq: made: was made with other settings or inputs; --overwrite replaces it, or choose another -o\n"
+    assert sparq(*more) == (2, "", told)
+    code, out, _ = sparq(*more, "--overwrite")
+    assert (code, out.startswith("made: 1 utterances (1 to train on, 0 held out)")) == (0, True)
 
 
 def test_texts_read_in_imagination(sparq, tiny_run, corpus, tmp_path):

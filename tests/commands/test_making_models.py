@@ -10,6 +10,8 @@ import torch
 from sparq.artifacts import read_manifest
 from sparq.language.speech_lm import SpeechLM
 
+OTHERWISE = "was made with other settings or inputs; --overwrite replaces it, or choose another -o"
+
 
 def test_adapt_with_settings_behind_the_options(sparq, lm, corpus, tmp_path):
     settings = ["method=lora", "lora.rank=2", "steps=2", "batch_bins=600", "warmup_steps=1", "log_every=1"]
@@ -17,6 +19,10 @@ def test_adapt_with_settings_behind_the_options(sparq, lm, corpus, tmp_path):
     assert (code, out) == (0, "more/speechlm: 2 steps\n")
     assert read_manifest(tmp_path / "more" / "speechlm", "speechlm").settings["attention"]["sink"] == "zero"
     assert sparq("adapt", corpus, "-o", "once", "--model", lm, "batch_bins=600")[1] == "once/speechlm: 1 steps\n"
+    code, _, err = sparq("adapt", corpus, "-o", "once", "--model", lm, "batch_bins=500")
+    assert (code, err.splitlines()[-1]) == (2, f"sparq: once: {OTHERWISE}")
+    code, out, _ = sparq("adapt", corpus, "-o", "once", "--overwrite", "--model", lm, "batch_bins=600", "steps=2")
+    assert (code, out) == (0, "once/speechlm: 2 steps\n")
     code, out, err = sparq("adapt", corpus, "--json", *settings, "-o", "more", "--model", lm, "--sink", "zero")
     assert (code, err) == (0, "")
     assert [entry["step"] for entry in json.loads(out)] == [1, 2]
@@ -41,6 +47,10 @@ def test_quantize(sparq, tiny_run, lm, corpus, tmp_path):
     stamp = (tmp_path / "small" / "config.json").stat().st_mtime_ns
     assert sparq(*asked)[0] == 0  # it is there already
     assert (tmp_path / "small" / "config.json").stat().st_mtime_ns == stamp
+    assert sparq(*asked, "--alpha", 0.4) == (2, "", f"sparq: small: {OTHERWISE}\n")
+    assert (tmp_path / "small" / "config.json").stat().st_mtime_ns == stamp
+    assert sparq(*asked, "--alpha", 0.4, "--overwrite")[0] == 0
+    assert read_manifest(tmp_path / "small", "speechlm").fingerprint != made.fingerprint
     assert sorted(path.name for path in tmp_path.iterdir()) == ["small"]
 
 

@@ -52,4 +52,8 @@ def test_vocoder(sparq, corpus, tmp_path, monkeypatch):
     code, out, _ = sparq("vocoder", corpus, "-o", "voice", "steps=1", "batch=1")
     assert (code, out) == (0, "voice\n")
     assert read_manifest(tmp_path / "voice", "vocoder").kind == "vocoder"
+    asked = ("vocoder", corpus, "-o", "voice", "steps=2", "batch=1")
+    code, out, err = sparq(*asked)
+    assert (code, out, "voice: was made with other settings or inputs; --overwrite" in err) == (2, "", True)
+    assert sparq(*asked, "--overwrite")[:2] == (0, "voice\n")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["voice"]

@@ -257,7 +257,7 @@ def test_two_processes_and_a_ready_codebook_make_the_same_shards_as_a_stage(conf
     assert states == ["skipped"]
 
 
-def test_a_complete_corpus_is_left_as_it_is_and_changed_text_is_built_anew(config, corpus, tmp_path):
+def test_a_complete_corpus_is_left_as_it_is_and_replaced_only_when_that_is_asked_for(config, corpus, tmp_path):
     folder, path = tmp_path / "corpus", tmp_path / "small.tsv"
     shutil.copytree(corpus.folder, folder)
     build_corpus(config, folder, quiet=True)
@@ -268,7 +268,11 @@ def test_a_complete_corpus_is_left_as_it_is_and_changed_text_is_built_anew(confi
     path.write_text("0\tGood morning.\n")
     source = SourceConfig(kind="text", path=str(path))
     changed = dataclasses.replace(config, sources=(source,), units=UnitsConfig(name=str(corpus.folder / "codebook")))
-    assert [u.text for u in build_corpus(changed, folder, quiet=True).utterances("train")] == ["Good morning."]
+    with pytest.raises(UserError, match="corpus: was made with other settings or inputs; --overwrite replaces it, or"):
+        build_corpus(changed, folder, quiet=True)
+    assert content(folder) == content(corpus.folder)
+    anew = build_corpus(changed, folder, quiet=True, overwrite=True)
+    assert [u.text for u in anew.utterances("train")] == ["Good morning."]
 
 
 @pytest.fixture
@@ -308,7 +312,9 @@ def test_what_cannot_be_used_is_skipped_and_told(config, corpus, recordings):
     for name in (units.name, None):
         units = UnitsConfig(name=name, clusters=2)
         with pytest.raises(UserError, match="none of 6 utterances can be used"):
-            build_corpus(dataclasses.replace(config, sources=(source,), units=units), folder, quiet=True)
+            build_corpus(
+                dataclasses.replace(config, sources=(source,), units=units), folder, quiet=True, overwrite=True
+            )
         assert not folder.exists()
 
 

@@ -14,6 +14,7 @@ from huggingface_hub import ModelCard
 import sparq
 from sparq import cli
 from sparq.corpus.corpus import Corpus
+from sparq.errors import UserError
 from sparq.finetuning.defaults import adaptation_config
 from sparq.finetuning.finetune import FineTuning
 from sparq.finetuning.outcome import Outcome, table
@@ -29,10 +30,11 @@ class _KilledError(Exception):
     pass
 
 
-def tuned(folder, base, output, *, settings=SETTINGS, method="lora", **told):
+def tuned(folder, base, output, *, settings=SETTINGS, method="lora", overwrite=False, **told):
     recordings = look_at(folder)
     config = adaptation_config(method, recordings.seconds, settings)
-    return FineTuning(folder, recordings, base, config, output, beam=2, watcher=Watcher(**told)).run()
+    options = {"beam": 2, "overwrite": overwrite, "watcher": Watcher(**told)}
+    return FineTuning(folder, recordings, base, config, output, **options).run()
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +122,23 @@ def test_what_is_done_is_skipped_even_without_the_work(mine, folder, base, tmp_p
     assert [(event.name, event.state) for event in events] == [("mine", "skipped")]
     assert outcome == Outcome.read(mine / "finetune.json")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine"]
+
+
+def test_a_model_is_replaced_only_when_that_is_asked_for_and_then_without_listening_again(mine, folder, base, tmp_path):
+    for made in (mine, mine.with_name("mine.work")):
+        shutil.copytree(made, tmp_path / made.name)
+    settings, events = ["steps=1", "batch_bins=200"], []
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    with pytest.raises(UserError, match="mine: was made with other settings or inputs; --overwrite replaces it, or"):
+        tuned(folder, base, tmp_path / "mine", settings=settings, stage=events.append)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+    assert not events
+    outcome = tuned(folder, base, tmp_path / "mine", settings=settings, overwrite=True, stage=events.append)
+    assert outcome.steps == 1
+    begun = [(event.name, event.state) for event in events if event.state != "finished"]
+    assert begun == [(name, "skipped") for name in ("corpus", "before")] + [
+        (name, "rebuilt") for name in ("tuned", "after", "mine")
+    ]
 
 
 def test_other_settings_use_the_corpus_again_and_a_kill_changes_nothing(mine, folder, base, tmp_path):

@@ -53,6 +53,12 @@ def add_model(command: Any) -> None:
     command.add_argument("--model", help="a SpeechLM folder, or the name of one that ships (default: speechlm-max)")
 
 
+def add_overwrite(command: Any) -> None:
+    """Let an output be replaced that is there already."""
+    text = "replace what was made there with other settings or inputs"
+    command.add_argument("--overwrite", action="store_true", help=text)
+
+
 def add_prior(command: Any, default: str) -> None:
     """Let another language model be named that knows what people say."""
     text = (

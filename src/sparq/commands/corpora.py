@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from sparq.commands.arguments import add_command, count, positive, print_json, read_settings
+from sparq.commands.arguments import add_command, add_overwrite, count, positive, print_json, read_settings
 from sparq.config import KINDS
 from sparq.errors import UserError
 
@@ -18,6 +18,7 @@ def add_corpus(made: Any) -> None:
     command = add_command(made, "corpus", corpus, text, resumes=True)
     command.add_argument("paths", nargs="+", metavar="PATH")
     command.add_argument("-o", "--output", required=True, help="a folder")
+    add_overwrite(command)
     text = "recordings with transcripts (default), text to be voiced or imagined, or one of the two alone"
     command.add_argument("--kind", choices=KINDS, default="audio", help=text)
     command.add_argument("--layout", help="such as librispeech, mls or lhotse:aishell; default: found by looking")
@@ -55,7 +56,8 @@ def corpus(given: argparse.Namespace) -> None:
             "units": {"name": name},
             "encoder": {"name": book.encoder_name, "layers": list(book.layers)},
         }
-    made = build_corpus(read_settings(CorpusConfig, defaults, given), Path(given.output), quiet=given.json)
+    config, output = read_settings(CorpusConfig, defaults, given), Path(given.output)
+    made = build_corpus(config, output, quiet=given.json, overwrite=given.overwrite)
     if given.json:
         print_json(made.statistics)
     else:

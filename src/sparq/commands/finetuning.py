@@ -7,7 +7,15 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from sparq.commands.arguments import add_command, add_model, add_settings, model_folder, positive, print_json
+from sparq.commands.arguments import (
+    add_command,
+    add_model,
+    add_overwrite,
+    add_settings,
+    model_folder,
+    positive,
+    print_json,
+)
 from sparq.config import FINETUNING_METHODS
 
 
@@ -17,6 +25,7 @@ def add_finetune(made: Any) -> None:
     command = add_command(made, "finetune", finetune, text, resumes=True)
     command.add_argument("folder", help="recordings with transcripts, in any layout that sparq corpus knows")
     command.add_argument("-o", "--output", required=True, help="the new SpeechLM's folder")
+    add_overwrite(command)
     text = "adapters (lora), the same on frozen weights of 8 or 4 bits, or all weights"
     command.add_argument("--method", choices=FINETUNING_METHODS, default=FINETUNING_METHODS[0], help=text)
     text = "different sentences kept to measure on (default: a tenth, from 8 to 100)"
@@ -49,6 +58,7 @@ def finetune(given: argparse.Namespace) -> None:
             output,
             held_out=given.held_out,
             beam=given.beam,
+            overwrite=given.overwrite,
             watcher=watcher,
         )
         outcome = tuning.run()

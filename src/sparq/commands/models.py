@@ -11,6 +11,7 @@ from typing import Any
 from sparq.commands.arguments import (
     add_command,
     add_model,
+    add_overwrite,
     add_settings,
     count,
     load_model,
@@ -28,6 +29,7 @@ def add_adapt(made: Any) -> None:
     command = add_command(made, "adapt", adapt, "Adapt a SpeechLM further, to a corpus", resumes=True)
     command.add_argument("corpus", help="a corpus folder")
     command.add_argument("-o", "--output", required=True, help="a folder; the model is in its folder speechlm")
+    add_overwrite(command)
     command.add_argument("--sink", choices=SINKS, help="default: the model's own")
     add_model(command)
     add_settings(command, "the adaptation, such as method=lora steps=200")
@@ -47,7 +49,8 @@ def adapt(given: argparse.Namespace) -> None:
     corpus, output = Corpus.load(Path(given.corpus)), Path(given.output)
     with Terminal(quiet=given.json) as terminal:
         watcher = Watcher(terminal.stage, terminal.training, terminal.note)
-        history = adapt_speechlm(model_folder(given), corpus, given.sink, config, output, watcher)
+        model, overwrite = model_folder(given), given.overwrite
+        history = adapt_speechlm(model, corpus, given.sink, config, output, watcher, overwrite=overwrite)
     if given.json:
         print_json(history)
     else:
@@ -64,6 +67,7 @@ def add_quantize(made: Any) -> None:
     command = add_command(made, "quantize", quantize, "Quantise a SpeechLM (simulated)", as_json=False, resumes=True)
     command.add_argument("corpus", help="a corpus folder, to calibrate on")
     command.add_argument("-o", "--output", required=True, help="a folder")
+    add_overwrite(command)
     command.add_argument("--method", default="smoothquant", help=", ".join(QUANTIZATION_METHODS))
     command.add_argument("--rounding", default="nearest", help=f"of the weights: {' or '.join(QUANTIZATION_ROUNDINGS)}")
     command.add_argument("--weight-bits", type=int, default=8)
@@ -104,9 +108,10 @@ def quantize(given: argparse.Namespace) -> None:
         epochs=given.epochs,
         batch_sequences=given.batch_sequences,
     )
+    corpus, output = Corpus.load(Path(given.corpus)), Path(given.output)
     with Terminal() as terminal:
         watcher = Watcher(note=terminal.note)
-        quantize_speechlm(model_folder(given), Corpus.load(Path(given.corpus)), config, Path(given.output), watcher)
+        quantize_speechlm(model_folder(given), corpus, config, output, watcher, overwrite=given.overwrite)
     print(f"{given.output}: {config.name} {config.bits}, simulated")
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from sparq.commands.arguments import (
     add_command,
     add_model,
+    add_overwrite,
     add_search,
     add_settings,
     load_model,
@@ -117,6 +118,7 @@ def add_vocoder(made: Any) -> None:
     command = add_command(made, "vocoder", vocoder, text, as_json=False, resumes=True)
     command.add_argument("corpus", help="a corpus folder")
     command.add_argument("-o", "--output", required=True, help="a folder")
+    add_overwrite(command)
     command.add_argument("--preset", default="small", help="small, paper or paper-384")
     add_settings(command, "the training, such as steps=1000")
 
@@ -128,7 +130,7 @@ def vocoder(given: argparse.Namespace) -> None:
     from sparq.making import vocoder_folder
 
     config = read_settings(VocoderTrainingConfig, {"preset": given.preset}, given)
-    vocoder_folder(config, Corpus.load(Path(given.corpus)), Path(given.output))
+    vocoder_folder(config, Corpus.load(Path(given.corpus)), Path(given.output), overwrite=given.overwrite)
     print(given.output)
 
 

@@ -33,7 +33,7 @@ from sparq.schema import dump
 from sparq.speech.encoder import Encoder, load_encoder
 from sparq.speech.units import Codebook, UnitExtractor
 from sparq.speech.voices import load_voice
-from sparq.stages import Stage
+from sparq.stages import Stage, made_otherwise
 
 _FEATURES, _BEGUN = "features", "begun.json"  # are there only while the work is going on
 
@@ -56,10 +56,11 @@ def corpus_stage(
     inputs = {"utterances": plan.fingerprint}
     if config.units.name is not None:
         inputs["codebook"] = load_codebook(config.units.name).fingerprint
-    return Stage(name, _settings(config), inputs, lambda folder: _build(config, plan, folder, quiet=quiet))
+    build = functools.partial(_build, config, plan, quiet=quiet, overwrite=True)
+    return Stage(name, _settings(config), inputs, build)
 
 
-def build_corpus(config: CorpusConfig, folder: Path, *, quiet: bool = False) -> Corpus:
+def build_corpus(config: CorpusConfig, folder: Path, *, quiet: bool = False, overwrite: bool = False) -> Corpus:
     """Build a corpus in a folder, or go on with what a killed start left there.
 
     The statistics of the corpus are: ``utterances``, ``train``, ``held_out``, ``with_word_times``, ``with_audio``,
@@ -72,13 +73,14 @@ def build_corpus(config: CorpusConfig, folder: Path, *, quiet: bool = False) -> 
         config: what it is made of.
         folder: where; made if need be.
         quiet: without progress bars.
+        overwrite: replace what was made there, or begun, with other settings or inputs.
 
     Raises:
-        UserError: a source, voice, encoder or codebook cannot be had, or no utterance at all can be used; then nothing
-            is left in the folder.
+        UserError: the folder is in the way or not to be replaced; a source, voice, encoder or codebook cannot be had,
+            or no utterance at all can be used; then nothing is left in the folder.
     """
     folder = Path(folder)
-    _build(config, plan_corpus(config), folder, quiet=quiet)
+    _build(config, plan_corpus(config), folder, quiet=quiet, overwrite=overwrite)
     return Corpus.load(folder)
 
 
@@ -89,7 +91,7 @@ def write_shard(codebook: Codebook, part: Part) -> tuple[Part, float]:
     return part, sum(table["seconds"].to_pylist())
 
 
-def _build(config: CorpusConfig, plan: Plan, folder: Path, *, quiet: bool) -> None:
+def _build(config: CorpusConfig, plan: Plan, folder: Path, *, quiet: bool, overwrite: bool) -> None:
     for voice in sorted({item.voice for item in plan.items if item.voice}):
         load_voice(voice)  # what is missing is said now, and not by a worker
     ready = None if config.units.name is None else load_codebook(config.units.name)
@@ -101,7 +103,7 @@ def _build(config: CorpusConfig, plan: Plan, folder: Path, *, quiet: bool) -> No
         units = fingerprint([units, ready.fingerprint]) if config.units.refine else ready.fingerprint
     inputs = {"utterances": plan.fingerprint, "encoder": encoder.fingerprint, "units": units}
     if not _complete(folder, inputs):
-        _begin(folder, inputs)
+        _begin(folder, inputs, overwrite=overwrite)
         try:
             _make(config, plan, encoder, ready, folder, inputs, quiet=quiet)
         except UserError:
@@ -152,17 +154,19 @@ def _complete(folder: Path, inputs: dict[str, str]) -> bool:
     return (folder / MANIFEST).is_file() and inputs.items() <= read_manifest(folder, "corpus").inputs.items()
 
 
-def _begin(folder: Path, inputs: dict[str, str]) -> None:
-    """Keep what an earlier start made of the same inputs; what it made of others goes.
+def _begin(folder: Path, inputs: dict[str, str], *, overwrite: bool) -> None:
+    """Keep what an earlier start made of the same inputs; what it made of others goes, if it may.
 
     Raises:
-        UserError: there is something in the folder that no start has made.
+        UserError: there is something in the folder that no start has made, or that is not to be replaced.
     """
     begun, text = folder / _BEGUN, json.dumps(inputs)
     known = begun.is_file() or (folder / MANIFEST).is_file()
     if not known and folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
         raise UserError(f"{folder}: is in the way (it holds something, and no corpus)")
     if not (begun.is_file() and begun.read_text(encoding="utf-8") == text):
+        if known and not overwrite:
+            raise made_otherwise(folder)
         _clear(folder)
         folder.mkdir(parents=True, exist_ok=True)
         write_text(begun, text)

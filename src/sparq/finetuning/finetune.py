@@ -39,7 +39,7 @@ from sparq.language.vocabulary import Vocabulary
 from sparq.making import SPEECHLM, TRAINING, Watcher, adapt_model
 from sparq.quantization.blocks import architecture
 from sparq.schema import dump
-from sparq.stages import Stage, StageEvent, read_stage, run_stage
+from sparq.stages import Stage, StageEvent, read_stage, require_same, run_stage
 
 OUTCOME, SCORES = "finetune.json", "scores.json"
 SPLITS: tuple[Split, Split] = ("train", "held_out")
@@ -56,11 +56,12 @@ class FineTuning:
         output: folder of the result.
         held_out: how many different sentences are held out; None for a tenth, within bounds.
         beam: width of the beam search that it is scored with.
+        overwrite: replace an output that was made with other settings or inputs.
         watcher: told how it goes.
 
     Raises:
-        UserError: too few sentences; the output is in the way or cannot be written; there is no such model, or it is
-            quantised or deployed; or the method needs a package that is not installed.
+        UserError: too few sentences; the output is in the way, not to be replaced, or cannot be written; there is no
+            such model, or it is quantised or deployed; or the method needs a package that is not installed.
     """
 
     def __init__(
@@ -73,11 +74,12 @@ class FineTuning:
         *,
         held_out: int | None = None,
         beam: int = LISTENING_IN_VIEWS.beams,
+        overwrite: bool = False,
         watcher: Watcher | None = None,
     ) -> None:
         """Look at everything that can be looked at before the work begins; nothing is made yet."""
         self.folder, self.recordings, self.model, self.adaptation = folder, recordings, model, adaptation
-        self.output, self.beam, self.watcher = output, beam, watcher or Watcher()
+        self.output, self.beam, self.overwrite, self.watcher = output, beam, overwrite, watcher or Watcher()
         self.work = output.with_name(f"{output.name}.work")
         if adaptation.method == "qlora":
             require_bitsandbytes()
@@ -98,6 +100,8 @@ class FineTuning:
         self._after = Stage("after", {"beam": beam}, inputs, partial(self._score, self.work / "tuned" / SPEECHLM))
         inputs = {"before": self._before.fingerprint, "after": self._after.fingerprint}
         self._final = Stage(output.name, {"recordings": recordings}, inputs, self._put_together)
+        if not overwrite:
+            require_same(output, self._final)
 
     def run(self) -> Outcome:
         """Do what is not done yet, and tell what came of it.
@@ -116,7 +120,7 @@ class FineTuning:
             self._check()
             for stage in (self._before, self._tuned, self._after):
                 run_stage(self.work, stage, self.watcher.stage)
-            run_stage(self.output.parent, self._final, self.watcher.stage)
+            run_stage(self.output.parent, self._final, self.watcher.stage, overwrite=self.overwrite)
         return Outcome.read(self.output / OUTCOME)
 
     @cached_property
