@@ -11,7 +11,10 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
+from sparq.artifacts import new_folder
 from sparq.errors import UserError
 from sparq.stages import Stage, StageEvent, read_stage, run_stage
 
@@ -194,6 +197,28 @@ def test_unfinished_work_for_other_settings_is_kept_where_nothing_is_to_be_repla
     recorder.run(tmp_path, size=1)
     assert recorder.states == ["started", "finished", "resumed", "finished"]
     assert names(tmp_path) == ["corpus"]
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640)])
+def test_others_may_read_what_is_complete(tmp_path, umask, mode):
+    """As the umask says, although safetensors writes for the owner alone."""
+
+    def build(folder: Path) -> None:
+        with new_folder(folder / "model") as made:
+            save_file({"weight": torch.zeros(2)}, made / "model.safetensors")
+        inner.append((folder / "model" / "model.safetensors").stat().st_mode & 0o777)
+        save_file({"weight": torch.zeros(2)}, folder / "own.safetensors")
+
+    inner: list[int] = []
+    before = os.umask(umask)
+    try:
+        run_stage(tmp_path, Stage("work", {}, {}, build))
+        assert os.umask(umask) == umask
+    finally:
+        os.umask(before)
+    files = [path for path in (tmp_path / "work").rglob("*") if path.is_file()]
+    assert len(files) == 3
+    assert {path.stat().st_mode & 0o777 for path in files} | set(inner) == {mode}
 
 
 def test_killed_between_completion_and_renaming(tmp_path):

@@ -159,11 +159,23 @@ def write_text(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
+def share(folder: Path) -> None:
+    """Give all files in a folder the permissions of a new file, 0666 without the umask."""
+    umask = os.umask(0o077)  # there is no way to read it that does not set it
+    os.umask(umask)
+    for path in folder.rglob("*"):
+        # safetensors lets nobody but the owner read what it writes.
+        if path.is_file() and not path.is_symlink():
+            with contextlib.suppress(PermissionError):  # a file system without permissions
+                path.chmod(0o666 & ~umask)
+
+
 @contextlib.contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """Give a temporary folder beside ``path`` that takes its name when the block ends well.
 
-    An older folder of that name is replaced only then; when the block raises, it stays and nothing else is left.
+    An older folder of that name is replaced only then; when the block raises, it stays and nothing else is left. Its
+    files are as readable as any that the user makes.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -172,6 +184,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     temporary.mkdir()
     try:
         yield temporary
+        share(temporary)
         old = path.with_name(f".{path.name}.{os.getpid()}.old")
         if path.exists():
             path.rename(old)

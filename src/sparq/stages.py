@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from sparq.artifacts import Manifest, fingerprint, provenance, write_text
+from sparq.artifacts import Manifest, fingerprint, provenance, share, write_text
 from sparq.errors import UserError
 from sparq.processes import is_first_process
 
@@ -215,6 +215,7 @@ def _plain(value: Any) -> Any:
 
 def _put_in_place(work: Path, folder: Path) -> None:
     """Give complete work its name; the older folder goes."""
+    share(work)
     old = folder.with_name(f".{folder.name}.old")
     if folder.exists():
         folder.rename(old)
