@@ -95,6 +95,8 @@ WRONG = {
     "corpus of nothing": ("corpus empty -o out", "empty"),
     "corpus of silence on disk": ("corpus mine -o out", "mine"),
     "corpus in a folder of others": ("corpus said -o mine --codebook codebook", "mine: is in the way"),
+    "corpus in place of a file": ("corpus said -o notes.txt --codebook codebook", "notes.txt: is in the way"),
+    "corpus in a file": ("corpus said -o notes.txt/out --codebook codebook", "notes.txt: is in the way"),
     "corpus with a missing codebook": ("corpus said -o out --codebook nowhere", "nowhere"),
     "corpus with an unknown setting": ("corpus said -o out --set sede=1", "sede"),
     "units of a text file": ("units notes.txt", "notes.txt: not audio"),

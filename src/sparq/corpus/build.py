@@ -80,6 +80,9 @@ def build_corpus(config: CorpusConfig, folder: Path, *, quiet: bool = False, ove
             or no utterance at all can be used; then nothing is left in the folder.
     """
     folder = Path(folder)
+    above = next(path for path in (folder, *folder.parents) if path.exists())
+    if not above.is_dir():
+        raise UserError(f"{above}: is in the way (it is no folder)")
     _build(config, plan_corpus(config), folder, quiet=quiet, overwrite=overwrite)
     return Corpus.load(folder)
 
