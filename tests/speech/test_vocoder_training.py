@@ -180,6 +180,23 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(config, recordings, tmp
     assert sorted(p.name for p in (tmp_path / "part").iterdir()) == ["checkpoint.pt", "log.jsonl"]
 
 
+def test_durations_are_told_of_and_fitted_once_even_if_the_training_is_killed_at_once(
+    recordings, tmp_path, monkeypatch, capfd
+):
+    first = VocoderTrainer(recordings, SMALL, TRAINING, tmp_path)
+    told = capfd.readouterr().err.split()
+    assert (told[0], told[-3:-1]) == ("durations", ["2/2", "steps"])
+    monkeypatch.setattr("sparq.speech.vocoder_training.fit_durations", lambda *_, **__: pytest.fail("fitted again"))
+    again = VocoderTrainer(recordings, SMALL, TRAINING, tmp_path)
+    assert again.step == 0
+    for name, value in first.durations.state_dict().items():
+        torch.testing.assert_close(again.durations.state_dict()[name], value, rtol=0, atol=0)
+    for trainer in (first, again):
+        trainer.train_step()
+    for name, value in first.generator.state_dict().items():
+        torch.testing.assert_close(again.generator.state_dict()[name], value, rtol=0, atol=0)
+
+
 def test_training_learns_the_sounds_of_the_units(recordings, tmp_path):
     training = dataclasses.replace(TRAINING, steps=120, warmup_steps=1000, learning_rate=4e-3, checkpoint_steps=1000)
     vocoder = train_vocoder(recordings, tmp_path, "c0debook", SMALL, training)
@@ -313,3 +330,9 @@ def test_however_long_the_small_training_its_rate_falls_as_far(steps):
     training = VocoderTraining.preset("small", steps)
     assert training.steps == steps
     assert training.decay ** (steps / 1000) == pytest.approx(1 / 6)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_the_small_training_may_be_as_short_as_one_step(steps):
+    training = VocoderTraining.preset("small", steps)
+    assert 1 / 6 <= training.decay ** ((steps - 1) / 1000) <= 1

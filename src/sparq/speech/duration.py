@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -97,6 +97,7 @@ def fit_durations(
     batch: int = 24,
     seed: int = 0,
     start: DurationPredictor | None = None,
+    report: Callable[[int], None] = lambda _: None,
 ) -> DurationPredictor:
     """Train a duration predictor on raw unit sequences.
 
@@ -108,6 +109,7 @@ def fit_durations(
         batch: sequences per step.
         seed: of weights, dropout and batches.
         start: one to go on from, which stays as it is; None for a new one.
+        report: told of every step that is done.
     """
     merged = [merge_repeats(sequence) for sequence in sequences]
     embeddings = None if speakers is None else torch.from_numpy(speakers)
@@ -131,6 +133,7 @@ def fit_durations(
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
+            report(step + 1)
         model.eval()
         drawn = random.permutation(len(merged))[:_CALIBRATING]
         _calibrate(model, [merged[i] for i in drawn], None if embeddings is None else embeddings[drawn])

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -116,7 +117,7 @@ class VocoderTraining:
             warmup_steps=6_250,
             batch=8,
             segment=32,
-            decay=(1 / 6) ** (1000 / steps),
+            decay=max((1 / 6) ** (1000 / steps), sys.float_info.min),  # of two steps or one it would be 0
             mel_windows=(256, 512, 1024, 2048),
             clip=100.0,
             checkpoint_steps=250,
@@ -181,12 +182,20 @@ class VocoderTrainer:
             self._load_checkpoint()
         else:
             (self.folder / _LOG).unlink(missing_ok=True)
-            self.durations = fit_durations(
+            self.durations = self._fit_durations()
+            self.save_checkpoint()  # a kill before the first of the training does not cost the durations
+
+    def _fit_durations(self) -> DurationPredictor:
+        steps = self.training.duration_steps
+        with _progress("durations", "steps") as progress:
+            bar = progress.add_task("", total=steps)
+            return fit_durations(
                 [recording.units for recording in self.segments.recordings],
-                config.units,
+                self.config.units,
                 speakers=self.segments.embeddings,
-                steps=training.duration_steps,
-                seed=training.seed,
+                steps=steps,
+                seed=self.training.seed,
+                report=lambda step: progress.update(bar, completed=step),
             )
 
     def _batch(self) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -236,25 +245,19 @@ class VocoderTrainer:
 
     def run(self) -> None:
         """Train to the last step, writing the log and checkpoints."""
-        columns = (
-            TextColumn("vocoder"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("steps, {task.fields[rate]:.1f}/s, mel {task.fields[mel]:.3f}"),
-            TimeRemainingColumn(),
-        )
-        with Progress(*columns, console=Console(stderr=True)) as progress:
+        with _progress("vocoder", "steps, {task.fields[rate]:.1f}/s, mel {task.fields[mel]:.3f}") as progress:
             bar = progress.add_task("", total=self.training.steps, completed=self.step, rate=0.0, mel=0.0)
             lines: list[dict[str, float]] = []
             since = time.perf_counter()
             while self.step < self.training.steps:
                 lines.append(self.train_step())
+                rate = len(lines) / (time.perf_counter() - since)
+                mel = float(np.mean([line["mel"] for line in lines]))
+                progress.update(bar, completed=self.step, rate=rate, mel=mel)
                 if self.step % self.training.log_steps == 0:
                     # Lines from before the discriminators woke have no adversarial losses; the means leave them out.
                     means = {name: float(np.mean([line[name] for line in lines if name in line])) for name in lines[-1]}
-                    rate = len(lines) / (time.perf_counter() - since)
                     self._log({"step": self.step, **means, "steps_per_second": round(rate, 3)})
-                    progress.update(bar, completed=self.step, rate=rate, mel=means["mel"])
                     lines, since = [], time.perf_counter()
                 if self.step % self.training.checkpoint_steps == 0 or self.step == self.training.steps:
                     self.save_checkpoint()
@@ -301,6 +304,12 @@ class VocoderTrainer:
             lines = log.read_text(encoding="utf-8").splitlines()
             kept = [line for line in lines if json.loads(line)["step"] <= self.step]
             write_text(log, "".join(line + "\n" for line in kept))
+
+
+def _progress(name: str, told: str) -> Progress:
+    """Give a bar on standard error, and behind it what is told."""
+    columns = TextColumn(name), BarColumn(), MofNCompleteColumn(), TextColumn(told), TimeRemainingColumn()
+    return Progress(*columns, console=Console(stderr=True))
 
 
 def train_vocoder(
