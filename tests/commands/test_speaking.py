@@ -41,7 +41,7 @@ def test_what_is_no_file_or_a_folder_is_continued_as_text(sparq, quick, tmp_path
     (tmp_path / "who").mkdir()
     assert sparq("continue", "who", "--model", quick)[1].startswith("who")
     too_long = "who " * 80  # for the name of a file, and for the model
-    assert "positions" in sparq("continue", too_long, "--model", quick)[2]
+    assert "too long to go on" in sparq("continue", too_long, "--model", quick)[2]
 
 
 def test_vocoder(sparq, corpus, tmp_path, monkeypatch):
