@@ -638,6 +638,7 @@ def test_letters_of_other_alphabets_are_said_as_latin_ones(lm):
         ("the s\u00e9\u0101", "the sea"),
         ("\u0442he 一", "the yi"),
         ("\u00bd sea", "one half sea"),
+        ("5\u00bd m\u00b2", "five and a half square meters"),
     ):
         np.testing.assert_array_equal(lm.speak(foreign, SHORT)[0], lm.speak(latin, SHORT)[0])
 

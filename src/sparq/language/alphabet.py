@@ -7,6 +7,7 @@ import re
 from anyascii import anyascii
 
 from sparq.errors import UserError
+from sparq.language.numbers import FRACTION_SIGNS, POWERS
 from sparq.language.vocabulary import Vocabulary
 
 
@@ -24,7 +25,7 @@ def in_letters_of(vocabulary: Vocabulary, text: str) -> str:
 
 
 def _is_known(vocabulary: Vocabulary, character: str) -> bool:
-    if character.isascii():  # figures are said as words
+    if character.isascii() or character in {*FRACTION_SIGNS, *POWERS}:  # figures are said as words
         return True
     try:
         return bool(vocabulary.decode_text(vocabulary.encode_text(character)))

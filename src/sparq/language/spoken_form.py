@@ -1,4 +1,4 @@
-"""Numbers, times, money and signs as the words that an English reader says for them.
+"""Numbers, dates, money and signs as the words that an English reader says for them.
 
 A vocabulary of letters learnt from words alone, so that figures are nothing to it: "1999" has to be "nineteen ninety
 nine" before it is read out or learnt from. The words of numbers are inflect's; which of its readings is meant (a year,
@@ -10,24 +10,43 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable
-from typing import Any
+import unicodedata
+from collections.abc import Callable, Iterable
 
-_LONGEST = 15  # digits of a number that is said as one, up to hundreds of trillions; others are digits, one by one
-_NUMBER = r"\d+(?:,\d{3})+|\d+"
-_SCALES = "hundred|thousand|million|billion|trillion"
-_MONEY = {"$": ("dollar", "cent"), "£": ("pound", "penny"), "€": ("euro", "cent"), "¥": ("yen", "sen")}
+from sparq.language.dates import DATES, TIMES
+from sparq.language.measures import MEASURES
+from sparq.language.money import CURRENCY, RANGES, SUMS, unit
+from sparq.language.numbers import (
+    AMOUNT,
+    FRACTION_SIGNS,
+    NUMBER,
+    POWERS,
+    ROMAN,
+    cardinal,
+    decimal,
+    digits,
+    fraction,
+    number,
+    of_roman,
+    ordinal,
+)
+
 _SIGNS = {
     "&": "and",
     "+": "plus",
+    "\u00b1": "plus or minus",
     "=": "equals",
+    "\u2248": "approximately",
     "@": "at",
     "%": "percent",
-    "°": "degrees",
-    "×": "times",
+    "\u00d7": "times",
+    "\u00f7": "divided by",
     "#": "number",
+    "\u00a7": "section",
+    "\u00a2": "cents",
+    **POWERS,
 }
-_FRACTIONS = {("1", "2"): "one half", ("1", "4"): "one quarter", ("3", "4"): "three quarters"}
+_QUANTIFIERS = {"~": "about", "<": "less than", ">": "more than", "\u2264": "at most", "\u2265": "at least"}
 _ABBREVIATIONS = {
     "dr": "doctor",
     "prof": "professor",
@@ -43,6 +62,7 @@ _ABBREVIATIONS = {
     "mt": "mount",
     "st": "saint",
     "jr": "junior",
+    "sr": "senior",
     "vs": "versus",
     "ave": "avenue",
     "dept": "department",
@@ -58,7 +78,32 @@ _ABBREVIATIONS = {
     "e.g": "for example",
     "i.e": "that is",
 }
-_NEEDED = re.compile(rf"\d|[{re.escape(''.join([*_MONEY, *_SIGNS]))}]|\w\.")
+_BEFORE_FIGURES = {
+    "No": "number",
+    "Nos": "numbers",
+    "p": "page",
+    "pp": "pages",
+    "Fig": "figure",
+    "fig": "figure",
+    "Eq": "equation",
+    "eq": "equation",
+    "Ch": "chapter",
+    "Vol": "volume",
+    "vol": "volume",
+    "ca": "circa",
+}
+_COUNTED = r"World\s+War|Chapter|Act|Volume|Phase|Super\s+Bowl|(?:Part|Book)(?!\s+I\b)"
+_RULERS = (
+    "Henry|Louis|George|Edward|Charles|James|William|Richard|Elizabeth|Philip|Frederick|Napoleon|Catherine|Nicholas|"
+    "Alexander|Paul|Pius|Benedict|Leo|Gregory"
+)
+_TOP_LEVEL = "com|org|net|edu|gov|io|info|eu|uk"
+_NEEDED = re.compile(
+    rf"{CURRENCY}|[\d\u00b0{re.escape(''.join([*_SIGNS, *FRACTION_SIGNS]))}]|\w\.|"
+    rf"[a-z]\s+(?!I\b)[IVXL]+\b|(?:{_COUNTED})\s+I\b"
+)
+
+Rule = tuple[str, int, Callable[[re.Match[str]], str]]
 
 
 def spoken_form(text: str) -> str:
@@ -69,124 +114,88 @@ def spoken_form(text: str) -> str:
     """
     if not _NEEDED.search(text):
         return text
+    text = re.sub(r"\s+([,.;:!?)])(?!\d)", r"\1", text)
     for pattern, words in _rules():
         text = pattern.sub(words, text)
-    return re.sub(r"\s+([,.;:!?)])", r"\1", " ".join(text.split()))
+    return re.sub(r"\s+([,.;:!?)]|['\u2019]s\b)", r"\1", " ".join(text.split()))
 
 
 @functools.cache
 def _rules() -> tuple[tuple[re.Pattern[str], Callable[[re.Match[str]], str]], ...]:
-    """What is written, and its words; an earlier rule leaves only words to the later ones."""
-    sign = f"[{re.escape(''.join(_MONEY))}]"
-    abbreviations = "|".join(re.escape(one) for one in _ABBREVIATIONS)
-    return tuple(
-        (re.compile(pattern, flags), _apart(words))
-        for pattern, flags, words in (
-            (r"\bSt\.(?!\s+[A-Z])", 0, lambda _: "street"),
-            (rf"(?<![\w.])({abbreviations})\.(?=[\s,;:)]|$)", re.IGNORECASE, _abbreviated),
-            (r"\bNo\.(?=\s*\d)", 0, lambda _: "number"),
-            (rf"({sign})\s?((?:{_NUMBER})(?:\.\d+)?\s(?:{_SCALES}))\b", 0, _much_money),
-            (rf"({sign})\s?({_NUMBER})(?:\.(\d\d))?(?!\.?\d)", 0, _money),
-            (rf"({sign})\s?((?:{_NUMBER})\.\d+)", 0, _much_money),
-            (r"\b([01]?\d|2[0-4]):([0-5]\d)\b(?!:)(?=(\s*[ap]\.?\s?m\b)?)", re.IGNORECASE, _time),
-            (rf"\b({_NUMBER})(?:st|nd|rd|th)\b", re.IGNORECASE, lambda its: _ordinal(its[1])),
-            (r"['\u2019]?\b((?:1\d|20)?)([1-9])0['\u2019]?s\b", 0, _decade),
-            (r"(?<![/\d])(\d+)/(\d+)\b(?!/)", 0, _fraction),
-            (r"(?<!\d)(?:\(?\d{3}\)?[-\s])?\d{3}-\d{4}\b", 0, lambda its: _digits(re.sub(r"\D", "", its[0]))),
-            (rf"(?<=[\d%])\s?[-\u2013\u2014]\s?(?={sign}?\d)", 0, lambda _: "to"),
-            (r"(?<![\w.])[-\u2212](?=\d)", 0, lambda _: "minus"),
-            (rf"((?:{_NUMBER})(?:\.\d+)+)", 0, lambda its: _decimal(its[1])),
-            (rf"({_NUMBER})", 0, lambda its: _number(its[1])),
-            (f"[{re.escape(''.join([*_MONEY, *_SIGNS]))}]", 0, lambda its: _sign(its[0])),
-        )
-    )
+    """What is written, and its words; an earlier rule leaves words, or figures for the later ones."""
+    ordered = (*_abbreviations(), *DATES, *_codes(), *RANGES, *_between(), *SUMS, *MEASURES, *TIMES, *_numbers())
+    return tuple((re.compile(pattern, flags), _apart(words)) for pattern, flags, words in ordered)
 
 
 def _apart(words: Callable[[re.Match[str]], str]) -> Callable[[re.Match[str]], str]:
     return lambda found: f" {words(found)} "
 
 
-@functools.cache
-def _inflect() -> Any:
-    import inflect
-
-    return inflect.engine()
-
-
-def _cardinal(figures: str) -> str:
-    words: str = _inflect().number_to_words(figures, andword="")
-    return re.sub("[-,]", " ", words)
-
-
-def _digits(figures: str) -> str:
-    return " ".join(_cardinal(figure) for figure in figures)
-
-
-def _number(figures: str) -> str:
-    """A year if it may be one, digits where they are no quantity, else a cardinal."""
-    plain = figures.replace(",", "")
-    if figures == plain and re.fullmatch(r"1[1-9]\d\d|20[1-9]\d", plain):
-        return _year(plain)
-    if (plain[0] == "0" and plain != "0") or len(plain) > _LONGEST or (figures == plain and len(plain) >= 7):
-        return _digits(plain)
-    return _cardinal(plain)
+def _abbreviations() -> Iterable[Rule]:
+    """What stands for longer words; a figure may touch it, since that is words in the end."""
+    letter = rf"[^\W\d{''.join(POWERS)}{FRACTION_SIGNS}]"
+    start, end = rf"(?<!{letter})(?<!\.)", f"(?!{letter})"
+    shorter, counted = _either(_ABBREVIATIONS), _either(_BEFORE_FIGURES)
+    roman, no_initial = f"{ROMAN}{end}", rf"(?![IL]{end}|[VX]\.)"  # such as that of William L. Shirer
+    return (
+        (rf"(?<=[^\s.])\.(?=(?:[\w@-]+\.)*(?:{_TOP_LEVEL}){end})", 0, lambda _: "dot"),
+        (f"[{FRACTION_SIGNS}]", 0, lambda its: unicodedata.normalize("NFKC", its[0]).replace("\u2044", "/")),
+        (rf"{start}St\.(?!\.|{letter}|\s+[A-Z])", 0, lambda _: "street"),
+        (rf"{start}({shorter})\.(?!\.|{letter})", re.IGNORECASE, lambda its: _ABBREVIATIONS[its[1].lower()]),
+        (rf"{start}({counted})\.(?=\s?\d)", 0, lambda its: _BEFORE_FIGURES[its[1]]),
+        (rf"{start}({_COUNTED})\s+({roman})", 0, lambda its: f"{its[1]} {cardinal(of_roman(its[2]))}"),
+        (rf"{start}({_RULERS})\s+{no_initial}({roman})", 0, lambda its: f"{its[1]} the {ordinal(of_roman(its[2]))}"),
+    )
 
 
-def _year(figures: str) -> str:
-    century, rest = figures[:2], figures[2:]
-    if rest == "00":
-        return f"{_cardinal(century)} hundred"
-    return f"{_cardinal(century)} {'oh ' if rest[0] == '0' else ''}{_cardinal(rest)}"
+def _codes() -> Iterable[Rule]:
+    """Figures that are no quantity: telephone numbers, and others with several hyphens."""
+    return (
+        (r"\+\d{1,3}(?=(?:\D{0,2}\d){9})(?:[-.\s]\(?\d{2,4}\)?){2,}", 0, lambda its: f"plus {digits(its[0])}"),
+        (r"(?<!\d)(?:\d[-.\s])?(?:\(?\d{3}\)?[-\s]\s?)?\d{3}-\d{4}\b", 0, lambda its: digits(its[0])),
+        (r"(?<![\d.])(?:\d\.)?\d{3}\.\d{3}\.\d{4}(?!\.?\d)", 0, lambda its: digits(its[0])),
+        (r"(?<![\d-])1-[89]\d\d(?=-[A-Z])", 0, lambda its: digits(its[0])),
+        (r"(?<![\d-])\d+(?:-\d+){2,}(?![\d-])", 0, _hyphenated),
+    )
 
 
-def _decade(its: re.Match[str]) -> str:
-    tens = _inflect().plural(_cardinal(its[2] + "0"))
-    return f"{_cardinal(its[1])} {tens}" if its[1] else tens
+def _between() -> Iterable[Rule]:
+    """What a hyphen between figures is: a mixed number's, from one to another, a minus."""
+    endings = (r"[\d%\u00b0\u00a2]", r"\d[kKMB]", r"\d0s", r"\u00b0[CF]", r"\d(?:st|nd|rd|th|am|pm|AM|PM|bn)")
+    after = "|".join(rf"(?<={one})" for one in (*endings, r"\d [ap]m", r"[ap]\.m\."))
+    return (
+        (r"(?<![/\d.,-])(\d{1,2})-(?=[1-9]/\d)", 0, lambda its: its[1]),
+        (rf"(?<=\d)\s?[-\u2212]\s?(?={CURRENCY}?{AMOUNT}\s?=)", 0, lambda _: "minus"),
+        (r"(?<=\d)\s?\u2212\s?(?=\d)|(?<=\de)-(?=\d)", 0, lambda _: "minus"),
+        (rf"(?:{after})\s?[-\u2013\u2014]\s?(?={CURRENCY}?\.?\d)", 0, lambda _: "to"),
+        (rf"({CURRENCY})\s?[-\u2212](?=\.?\d)", 0, lambda its: f"minus {its[1]}"),
+        (rf"(?<![\w.])[-\u2212](?={CURRENCY}?\.?\d)", 0, lambda _: "minus"),
+        (rf"(?<=\d)\s?x\s?(?={AMOUNT}\s?=)|(?<=\d)x(?=\s(?:as|more|less|\w+er)\b)", 0, lambda _: "times"),
+        (rf"({_either(_QUANTIFIERS)})(?=\s?{CURRENCY}?\.?\d)", 0, lambda its: _QUANTIFIERS[its[1]]),
+        (r"(?<=\d)(?<!\b0)\s?x\s?(?=\d)", 0, lambda _: "by"),
+    )
 
 
-def _ordinal(figures: str) -> str:
-    words: str = _inflect().ordinal(_inflect().number_to_words(figures.replace(",", ""), andword=""))
-    return re.sub("[-,]", " ", words)
+def _numbers() -> Iterable[Rule]:
+    """The numbers and signs that are left."""
+    return (
+        (rf"\b({NUMBER})(?:st|nd|rd|th)\b", re.IGNORECASE, lambda its: ordinal(its[1])),
+        (r"(?<![/\d.,])(\d{1,3})\s+(\d+)/(\d+)(?![/\d])", 0, lambda its: fraction(its[2], its[3], whole=its[1])),
+        (r"(?<![/\d])(\d+)/(\d+)(?:ths|th|rds|rd)?(?![/\d])", 0, lambda its: fraction(its[1], its[2])),
+        (rf"({NUMBER}(?:\.\d+)+|(?<![\w.])\.\d+)", 0, lambda its: decimal(its[1])),
+        (NUMBER, 0, lambda its: number(its[0])),
+        (r"(?<=\b[CF])#", 0, lambda _: "sharp"),
+        (r"#(?=[^\W\d])", 0, lambda _: "hashtag"),
+        (CURRENCY, 0, lambda its: unit(its[0])),
+        (_either(_SIGNS), 0, lambda its: _SIGNS[its[0]]),
+    )
 
 
-def _decimal(figures: str) -> str:
-    whole, *parts = figures.split(".")
-    first = _number(whole) if len(whole) > 1 and whole[0] == "0" else _cardinal(whole.replace(",", ""))
-    return " point ".join([first, *(_digits(part) for part in parts)])
+def _hyphenated(its: re.Match[str]) -> str:
+    """Scores of three numbers, else a number that is said figure by figure."""
+    parts = its[0].split("-")
+    return " ".join(map(number, parts)) if max(map(len, parts)) <= 2 else digits(its[0])
 
 
-def _money(its: re.Match[str]) -> str:
-    counts = int(its[2].replace(",", "")), int(its[3] or 0)
-    parts = zip(counts, _MONEY[its[1]], strict=True)
-    named = [f"{_cardinal(str(count))} {_several(unit, count)}" for count, unit in parts if count]
-    return " and ".join(named) or f"zero {_several(_MONEY[its[1]][0], 0)}"
-
-
-def _much_money(its: re.Match[str]) -> str:
-    figures, *scale = its[2].split()
-    return " ".join([_decimal(figures), *scale, _several(_MONEY[its[1]][0], 2)])
-
-
-def _several(unit: str, count: int) -> str:
-    irregular = {"penny": "pence", "yen": "yen", "sen": "sen"}
-    return unit if count == 1 else irregular.get(unit, f"{unit}s")
-
-
-def _time(its: re.Match[str]) -> str:
-    hour, minutes, half = _cardinal(str(int(its[1]))), its[2], its[3]
-    if minutes == "00":
-        return hour if half else f"{hour} o'clock"
-    return f"{hour} {'oh ' if minutes[0] == '0' else ''}{_cardinal(str(int(minutes)))}"
-
-
-def _fraction(its: re.Match[str]) -> str:
-    between = "over" if int(its[1]) < int(its[2]) else ""  # such as 24/7
-    return _FRACTIONS.get((its[1], its[2]), f"{_number(its[1])} {between} {_number(its[2])}")
-
-
-def _abbreviated(its: re.Match[str]) -> str:
-    return _ABBREVIATIONS[its[1].lower()]
-
-
-def _sign(sign: str) -> str:
-    return _SIGNS.get(sign) or _several(_MONEY[sign][0], 2)
+def _either(written: Iterable[str]) -> str:
+    return "|".join(re.escape(one) for one in written)
