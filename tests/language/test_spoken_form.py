@@ -63,6 +63,7 @@ SAID = {
     "World War II, Chapter IV, Henry VIII, Part I": "World War two, Chapter four, Henry the eighth, Part I",
     "pp. 5-10, Fig. 3": "pages five to ten, figure three",
     "a.b@c.com, www.bbc.co.uk.": "a dot b at c dot com, www dot bbc dot co dot uk.",
+    "x^2, 2^16, 10^-3, 50-50, 2 tsp": "x squared, two to the sixteen, ten to the minus three, fifty fifty, two teaspoons",
     "#metoo, C#": "hashtag metoo, C sharp",
     "He said so. Then he left, e.g. by train, etc.": "He said so. Then he left, for example by train, et cetera",
 }

@@ -10,6 +10,8 @@ _UNITS = {
     "lb": "pound",
     "lbs": "pound",
     "oz": "ounce",
+    "tsp": "teaspoon",
+    "tbsp": "tablespoon",
     "km": "kilometer",
     "cm": "centimeter",
     "mm": "millimeter",

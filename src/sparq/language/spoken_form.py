@@ -164,6 +164,9 @@ def _between() -> Iterable[Rule]:
     endings = (r"[\d%\u00b0\u00a2]", r"\d[kKMB]", r"\d0s", r"\u00b0[CF]", r"\d(?:st|nd|rd|th|am|pm|AM|PM|bn)")
     after = "|".join(rf"(?<={one})" for one in (*endings, r"\d [ap]m", r"[ap]\.m\."))
     return (
+        (r"\b50-50\b", 0, lambda _: "50 50"),
+        (r"\^([23])(?![.\d])", 0, lambda its: ("squared", "cubed")[int(its[1]) - 2]),
+        (r"\^(-?)(?=\d)", 0, lambda its: f"to the {'minus' if its[1] else ''}"),
         (r"(?<![/\d.,-])(\d{1,2})-(?=[1-9]/\d)", 0, lambda its: its[1]),
         (rf"(?<=\d)\s?[-\u2212]\s?(?={CURRENCY}?{AMOUNT}\s?=)", 0, lambda _: "minus"),
         (r"(?<=\d)\s?\u2212\s?(?=\d)|(?<=\de)-(?=\d)", 0, lambda _: "minus"),
