@@ -116,7 +116,7 @@ def test_other_settings_or_inputs_rebuild(tmp_path, change):
 def test_what_is_not_to_be_replaced_is_refused_before_the_work(tmp_path):
     recorder = Recorder()
     made = recorder.run(tmp_path, size=1, overwrite=False)
-    with pytest.raises(UserError, match="corpus: was made with other settings or inputs; --overwrite replaces it, or"):
+    with pytest.raises(UserError, match="corpus: was made with other settings or inputs; overwrite it, or choose"):
         recorder.run(tmp_path, size=2, overwrite=False)
     assert recorder.builds == 1
     assert read_stage(tmp_path / "corpus") == made

@@ -17,6 +17,6 @@ def known_device(device: str) -> torch.device:
         found = torch.device(device)
     except (RuntimeError, TypeError) as error:
         raise UserError(f"device: {device!r} is not known to torch") from error
-    if found.type == "cuda" and (not torch.cuda.is_available() or (found.index or 0) >= torch.cuda.device_count() > 0):
+    if found.type == "cuda" and (not torch.cuda.is_available() or (found.index or 0) >= torch.cuda.device_count()):
         raise UserError(f"device: {device} (there is no such GPU, or this torch was built without CUDA)")
     return found

@@ -170,7 +170,7 @@ def require_same(folder: Path, stage: Stage) -> None:
 
 def made_otherwise(folder: Path) -> UserError:
     """Give the error of a folder that is replaced only when that is asked for."""
-    return UserError(f"{folder}: was made with other settings or inputs; --overwrite replaces it, or choose another -o")
+    return UserError(f"{folder}: was made with other settings or inputs; overwrite it, or choose another name")
 
 
 def _unfinished(folder: Path, wanted: str) -> Path:

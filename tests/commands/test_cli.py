@@ -62,7 +62,7 @@ WRONG = {
     "evaluate an unknown source": ("evaluate {corpus} --model {lm} --source tini", "'tini'"),
     "outliers of nothing": ("outliers nowhere --model {lm}", "nowhere: not a SpARQ corpus"),
     "outliers of an empty text": ("outliers empty.txt --model {lm}", "empty.txt: has no text in it"),
-    "outliers of no model at all": ("outliers notes.txt --model ./nowhere", "./nowhere: neither a SpeechLM nor"),
+    "outliers of no model at all": ("outliers notes.txt --model ./nowhere", "--model: ./nowhere: there is no such folder"),
     "outliers into no picture": ("outliers {corpus} --model {lm} -o a.gif", "a.gif: unknown format"),
     "outliers into a missing folder": ("outliers {corpus} --model {lm} -o nowhere/a.svg", "nowhere is no folder"),
     "outliers of a missing model": ("outliers {corpus} --model nowhere", "nowhere: not a SpARQ speechlm"),

@@ -44,7 +44,7 @@ def test_corpus_of_recordings(sparq, tiny_run, tmp_path):
     assert code == 0
     assert out.startswith("made: 2 utterances (1 to train on, 1 held out)")
     more = [*asked, "--limit", 1, "--held-out", 0]
-    told = "sparq: made: was made with other settings or inputs; --overwrite replaces it, or choose another -o\n"
+    told = "sparq: made: was made with other settings or inputs; overwrite it, or choose another name\n"
     assert sparq(*more) == (2, "", told)
     code, out, _ = sparq(*more, "--overwrite")
     assert (code, out.startswith("made: 1 utterances (1 to train on, 0 held out)")) == (0, True)

@@ -10,7 +10,7 @@ import torch
 from sparq.artifacts import read_manifest
 from sparq.language.speech_lm import SpeechLM
 
-OTHERWISE = "was made with other settings or inputs; --overwrite replaces it, or choose another -o"
+OTHERWISE = "was made with other settings or inputs; overwrite it, or choose another name"
 
 
 def test_adapt_with_settings_behind_the_options(sparq, lm, corpus, tmp_path):

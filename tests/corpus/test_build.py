@@ -268,7 +268,7 @@ def test_a_complete_corpus_is_left_as_it_is_and_replaced_only_when_that_is_asked
     path.write_text("0\tGood morning.\n")
     source = SourceConfig(kind="text", path=str(path))
     changed = dataclasses.replace(config, sources=(source,), units=UnitsConfig(name=str(corpus.folder / "codebook")))
-    with pytest.raises(UserError, match="corpus: was made with other settings or inputs; --overwrite replaces it, or"):
+    with pytest.raises(UserError, match="corpus: was made with other settings or inputs; overwrite it, or choose"):
         build_corpus(changed, folder, quiet=True)
     assert content(folder) == content(corpus.folder)
     anew = build_corpus(changed, folder, quiet=True, overwrite=True)

@@ -234,6 +234,9 @@ def test_devices_without_low_bits_are_named(device, message, monkeypatch):
     with pytest.raises(UserError, match="there is no such GPU"):
         require_device("cuda:1", 8)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(UserError, match="there is no such GPU"):
+        require_device("cuda:1", 8)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
     require_device("cuda", 8)
     with pytest.raises(UserError, match="too old for 4 bits; deploy with 8"):

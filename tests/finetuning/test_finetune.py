@@ -129,7 +129,7 @@ def test_a_model_is_replaced_only_when_that_is_asked_for_and_then_without_listen
         shutil.copytree(made, tmp_path / made.name)
     settings, events = ["steps=1", "batch_bins=200"], []
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
-    with pytest.raises(UserError, match="mine: was made with other settings or inputs; --overwrite replaces it, or"):
+    with pytest.raises(UserError, match="mine: was made with other settings or inputs; overwrite it, or choose"):
         tuned(folder, base, tmp_path / "mine", settings=settings, stage=events.append)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
     assert not events

@@ -2,8 +2,7 @@
 
 A model that learns to listen forgets how to write. The words of a corpus say which word came, and not which others
 might have; the model before its adaptation says that of the whole vocabulary, and so every piece of text tells where
-the adapted one has left it ("Learning without Forgetting", Li & Hoiem 2016; Hinton,
-Vinyals & Dean 2015).
+the adapted one has left it ("Learning without Forgetting", Li & Hoiem 2016; Hinton, Vinyals & Dean 2015).
 """
 
 from __future__ import annotations

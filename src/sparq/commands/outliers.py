@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparq.commands.arguments import add_command, load_model, positive, print_json
-from sparq.errors import UserError
 
 if TYPE_CHECKING:
     from sparq.language.tasks import Example
@@ -78,15 +77,12 @@ def _model_and_sequences(given: argparse.Namespace) -> tuple[Any, dict[str, list
 def _on_text(given: argparse.Namespace, data: Path) -> tuple[Any, dict[str, list[Example]]]:
     """Take a SpeechLM or any other language model, and lines of text or windows of it."""
     import numpy as np
-    import torch
-    from transformers import AutoTokenizer
 
     from sparq.assets import language_model, ready_made
-    from sparq.attention import load_pretrained
     from sparq.corpus.utterance import Utterance
     from sparq.evaluation.scoring import task_examples
     from sparq.evaluation.texts import lines_of, windows
-    from sparq.language.folder import no_progress_bars
+    from sparq.language.folder import load_language_model, load_tokenizer
 
     lines = lines_of(data)
     if given.model is None or ready_made(given.model, must_exist=False):
@@ -94,12 +90,7 @@ def _on_text(given: argparse.Namespace, data: Path) -> tuple[Any, dict[str, list
         said = [Utterance(line, np.zeros(0, np.int64)) for line in lines[: given.sentences]]
         return lm.model, {"text": task_examples(lm.vocabulary, said, "textlm")}
     name = language_model(given.model)
-    try:
-        with no_progress_bars():
-            model = load_pretrained(name, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise UserError(f"--model: {given.model}: neither a SpeechLM nor a model that transformers can load") from error
+    model, tokenizer = load_language_model(name, "--model"), load_tokenizer(name, "--model")
     return model, {"text": windows(tokenizer, lines, given.length)[: given.sentences]}
 
 

@@ -43,6 +43,4 @@ def deploy(
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as work:
         made = quantized_copy(lm.model, config) if engine == "torch" else deploy_model(lm.model, config, Path(work))
         lm.with_model(made).save(folder, complete=complete)
-    deployed = SpeechLM.load(folder)
-    deployed.prior = lm.prior
-    return deployed
+    return lm.with_model(SpeechLM.load(folder).model)

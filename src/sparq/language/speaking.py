@@ -163,8 +163,8 @@ def _phrases(lm: SpeechLM, text: str) -> list[str]:
 
     phrases = split_text(text, lm.limits.words, lambda phrase: pieces(phrase) <= room)
     for phrase in phrases:
-        if pieces(phrase) > room:  # a single word
-            raise UserError(f"text {phrase[:40]!r}: too long a word ({pieces(phrase)} pieces of at most {room})")
+        if (count := pieces(phrase)) > room:  # a single word
+            raise UserError(f"text {phrase[:40]!r}: too long a word ({count} pieces of at most {room})")
     said = [phrase for phrase in phrases if vocabulary.write_text(phrase)]
     if not said:
         raise UserError(f"text {text[:40]!r}: there is nothing in it that can be said")

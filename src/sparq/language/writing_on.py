@@ -21,10 +21,9 @@ def write_on(lm: SpeechLM, beginnings: Sequence[str], options: GenerationOptions
     for text in beginnings:
         known = in_letters_of(vocabulary, text) if vocabulary.normalisation == "letters" else text
         begun = bool(vocabulary.write_text(known))
-        prompts.append(continuation_prompt(task, vocabulary, known) if begun else prompt(task, vocabulary))
-        if len(prompts[-1]) >= context:
-            raise UserError(
-                f"text {text[:40]!r}: too long to go on ({len(prompts[-1])} pieces of at most {context - 1})"
-            )
+        ids = continuation_prompt(task, vocabulary, known) if begun else prompt(task, vocabulary)
+        if len(ids) >= context:
+            raise UserError(f"text {text[:40]!r}: too long to go on ({len(ids)} pieces of at most {context - 1})")
+        prompts.append(ids)
     made = generate(lm.model, vocabulary, prompts, task.target, options)
     return [vocabulary.decode_text([*before, *after]) for before, after in zip(prompts, made, strict=True)]
