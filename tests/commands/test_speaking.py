@@ -54,6 +54,6 @@ def test_vocoder(sparq, corpus, tmp_path, monkeypatch):
     assert read_manifest(tmp_path / "voice", "vocoder").kind == "vocoder"
     asked = ("vocoder", corpus, "-o", "voice", "steps=2", "batch=1")
     code, out, err = sparq(*asked)
-    assert (code, out, "voice: was made with other settings or inputs; --overwrite" in err) == (2, "", True)
+    assert (code, out, "voice: was made with other settings or inputs; overwrite it" in err) == (2, "", True)
     assert sparq(*asked, "--overwrite")[:2] == (0, "voice\n")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["voice"]
