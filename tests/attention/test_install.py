@@ -14,6 +14,8 @@ from transformers import (
     BloomConfig,
     FalconConfig,
     GPTNeoConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
     StaticCache,
 )
 
@@ -225,6 +227,19 @@ def test_the_sink_can_be_changed(tiny: Any) -> None:
     torch.testing.assert_close(logits(model, ids()), before, rtol=0, atol=1e-10)
     model.set_attn_implementation("sdpa")
     assert installed(model) is None, "the record alone is not the attention"
+
+
+def test_models_of_one_configuration_stay_apart() -> None:
+    shared = LlamaConfig(
+        vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2
+    )
+    one, other = LlamaForCausalLM(shared).eval(), LlamaForCausalLM(shared).eval()
+    before = logits(other, ids())
+    install(one, "learned")
+    assert installed(one) == AttentionSettings("learned")
+    assert installed(other) is None
+    assert torch.equal(logits(other, ids()), before)
+    assert not hasattr(shared, "sparq_attention")
 
 
 def test_learned_sink_is_in_the_state_dict(tiny: Any, kind: str) -> None:

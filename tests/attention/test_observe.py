@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -129,3 +130,28 @@ def test_other_architectures_are_refused():
     model = torch.nn.Linear(2, 2)
     with pytest.raises(UserError, match="'Linear' cannot take"), observed(model, print):
         pass
+
+
+def test_threads_look_one_after_another_and_see_their_own_model_alone(tiny):
+    """A third one that only runs a model is not looked at."""
+    models = [install(tiny("llama"), sink) for sink in ("max", "zero")]
+    wanted = [look(model) for model in models]
+
+    def looking(index):
+        return [look(models[index]) for _ in range(5)]
+
+    def running(_):
+        with torch.no_grad():
+            return [models[0](**batch()).logits for _ in range(10)]
+
+    with ThreadPoolExecutor(3) as threads:
+        ran = threads.submit(running, 0)
+        found = list(threads.map(looking, (0, 1)))
+    for (seen, logits), looks in zip(wanted, found, strict=True):
+        for its, given in looks:
+            assert [one.layer for one in its] == [one.layer for one in seen]
+            torch.testing.assert_close(its[1].probabilities, seen[1].probabilities)
+            torch.testing.assert_close(given, logits)
+    for given in ran.result():
+        torch.testing.assert_close(given, wanted[0][1], rtol=1e-4, atol=1e-4)
+    assert [installed(model).sink for model in models] == ["max", "zero"]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,9 @@ from transformers import AutoModelForCausalLM
 
 from sparq.attention import AttentionSettings, install, installed, load_pretrained, restore
 from sparq.attention.install import attention_modules
+from sparq.deployment import DeploymentConfig, quantize_in_torch
 from sparq.errors import UserError
+from sparq.quantization import QuantizationConfig, quantize
 
 TOKENS = torch.randint(4, 29, (2, 9), generator=torch.Generator().manual_seed(0))
 
@@ -157,3 +161,34 @@ def test_damaged_records(tiny: Any, tmp_path: Path) -> None:
     (tmp_path / "adapter" / "sparq_attention.json").write_text('{"sinks": "max"}')
     with pytest.raises(UserError, match=r"sparq_attention\.json: .*'sinks'"):
         load_pretrained(tmp_path / "adapter")
+
+
+@pytest.mark.parametrize("how", ["simulated", "deployed"])
+def test_quantised_models_come_back_where_nothing_else_was_imported(tiny: Any, how: str, tmp_path: Path) -> None:
+    model = install(tiny("llama").float(), "max")
+    if how == "simulated":
+        quantize(model, QuantizationConfig("rotation", 4, 4))
+    else:
+        pytest.importorskip("torchao")
+        quantize_in_torch(model, DeploymentConfig(8, engine="torch"))
+    model.save_pretrained(tmp_path / "model")
+    wanted = logits(model)
+    torch.save(TOKENS, tmp_path / "tokens.pt")
+    program = """
+import sys, torch
+from sparq.attention import load_pretrained
+with torch.no_grad():
+    found = load_pretrained(sys.argv[1] + "/model")(input_ids=torch.load(sys.argv[1] + "/tokens.pt")).logits
+torch.save(found, sys.argv[1] + "/logits.pt")
+"""
+    subprocess.run([sys.executable, "-c", program, tmp_path], check=True, capture_output=True)
+    torch.testing.assert_close(torch.load(tmp_path / "logits.pt"), wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_what_tells_where_on_the_hub_is_passed_on(tiny: Any, tmp_path: Path) -> None:
+    """A folder inside the one that is named stands for a revision: both are given to everything that reads."""
+    model = install(tiny("llama"), "learned")
+    train_one_step(model)
+    model.save_pretrained(tmp_path / "inside")
+    loaded = load_pretrained(tmp_path, subfolder="inside", dtype=torch.float64)
+    torch.testing.assert_close(logits(loaded), logits(model), rtol=0, atol=1e-10)

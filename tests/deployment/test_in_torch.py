@@ -247,3 +247,10 @@ def test_torchao_is_asked_for(make_tiny, monkeypatch):
     monkeypatch.setitem(sys.modules, "torchao.quantization", None)
     with pytest.raises(UserError, match=r"need torchao; run: pip install 'sparq\[deploy\]'"):
         quantize_in_torch(make_tiny("llama"), EIGHT)
+
+
+def test_each_engine_has_a_door_of_its_own(make_tiny, tmp_path):
+    with pytest.raises(UserError, match=r"deployment\.engine: 'onnx'"):
+        quantize_in_torch(make_tiny("llama"), DeploymentConfig(8))
+    with pytest.raises(UserError, match=r"deployment\.engine: 'torch'"):
+        deploy(make_tiny("llama"), FOUR, tmp_path)

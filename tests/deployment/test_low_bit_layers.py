@@ -127,3 +127,24 @@ def test_what_moves_is_made_anew():
     layer.steps = 2 * layer.steps
     layer.to(torch.bfloat16)
     assert relative(layer(x.bfloat16()), nn.functional.linear(x, layer.weight.float())) < 0.02
+
+
+@pytest.mark.parametrize("value", [0.02, -0.3, 5.0])
+def test_a_group_of_equal_weights_is_kept(value):
+    plain = linear()
+    plain.weight[7] = value
+    for kind in (Int4Linear, Int8Linear):
+        torch.testing.assert_close(kind(plain.weight).weight[7], plain.weight[7], rtol=5e-3, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_codes_of_eight_bits_count_in_the_steps_that_are_kept(dtype):
+    weight = torch.randn(20, 64, generator=torch.Generator().manual_seed(0)).to(dtype)
+    weight[3] *= 1e-6
+    layer = Int8Linear(weight)
+    steps = layer.steps.double()
+    assert bool((steps > 0).all())
+    off = (layer.codes * steps - weight.double()).abs() / steps
+    ends = layer.codes.abs() == 127  # the largest value may lie beyond a step that was rounded down
+    assert off[~ends].max() <= 0.5
+    assert off[ends].max() < 1

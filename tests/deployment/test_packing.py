@@ -93,3 +93,16 @@ def test_what_cannot_be_packed_is_named():
         block_size(40, "fc1")
     with pytest.raises(UserError, match="fc1: holds a value that is not finite"):
         pack(torch.full((2, 32), torch.nan), 4, "fc1")
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize(("bits", "dtype"), [(4, torch.bfloat16), (4, torch.float16), (8, torch.float16)])
+def test_a_simulated_grid_is_found_in_half_precision(bits, dtype, symmetric):
+    quantizer = Quantizer(bits, "group", symmetric, 32)
+    simulated = quantizer(weight(40, 128))
+    steps, _ = quantizer.range_parameters(quantizer.grouped(simulated))
+    packed = pack(simulated.to(dtype), bits, "w", quantizer)
+    found = quantizer.grouped(torch.from_numpy(packed.unpacked())) / steps
+    assert (found - found.round()).abs().max() < 0.15, "as far as the step itself is off"
+    wanted = (quantizer.grouped(simulated) / steps).round()
+    assert torch.equal(found.round(), wanted)

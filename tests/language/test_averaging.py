@@ -62,3 +62,11 @@ def test_models_that_have_no_mean(make):
     quantize(quantised.model, QuantizationConfig(method="round", weight_bits=4, activation_bits=4))
     with pytest.raises(UserError, match="quantised or deployed"):
         average([make(0), quantised])
+
+
+def test_a_weight_of_two_names_is_averaged_once(make):
+    models = [make(seed) for seed in range(2)]
+    for lm in models:
+        lm.model.lm_head.weight = lm.model.model.embed_tokens.weight
+    wanted = (models[0].model.lm_head.weight + models[1].model.lm_head.weight) / 2
+    torch.testing.assert_close(average(models).model.lm_head.weight, wanted)

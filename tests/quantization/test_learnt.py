@@ -13,7 +13,7 @@ from torch import nn
 from torch.func import functional_call
 from transformers import AutoModelForCausalLM
 
-from sparq.attention import install, load_pretrained
+from sparq.attention import install, installed, load_pretrained
 from sparq.errors import UserError
 from sparq.quantization import QuantizationConfig, quantize
 from sparq.quantization.affinequant import AffineQuant, GradualMatrix, gradual_mask
@@ -309,7 +309,7 @@ def test_a_learning_that_was_cut_goes_on_to_the_same_weights(name, method, make_
     assert all(torch.equal(wanted[key], given[key]) for key in wanted)
 
 
-@pytest.mark.parametrize("changed", ["settings", "calibration", "weights"])
+@pytest.mark.parametrize("changed", ["settings", "calibration", "weights", "attention"])
 def test_blocks_of_another_learning_are_refused(changed, make_tiny, make_batches, tmp_path):
     config = QuantizationConfig("omniquant", 4, 4, **{**LITTLE, "epochs": 1})
     quantize(make_tiny("opt-pre-norm"), config, make_batches(), folder=tmp_path)
@@ -318,6 +318,8 @@ def test_blocks_of_another_learning_are_refused(changed, make_tiny, make_batches
         config = dataclasses.replace(config, weight_bits=3)
     if changed == "weights":
         model.model.decoder.layers[1].fc2.weight.data[0, 0] += 1e-6
+    if changed == "attention":
+        install(model, "zero")
     with pytest.raises(UserError, match=r"block-000\.safetensors: was learnt from other"):
         quantize(model, config, make_batches(seed=7 if changed == "calibration" else 1), folder=tmp_path)
     assert not any(isinstance(module, SimulatedLinear) for module in model.modules())
@@ -367,3 +369,16 @@ def test_refusals_leave_the_model_as_it_was(make_tiny, make_batches):
     for one in (model, broken):
         assert not any(isinstance(m, SimulatedLinear) or m._forward_pre_hooks for m in one.modules())
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_an_attention_that_its_shifts_would_not_go_through_is_refused(make_tiny, make_batches, tmp_path):
+    """What was learnt with rows that sum to 1 holds with those alone."""
+    model = make_tiny("opt-pre-norm")
+    quantize(model, QuantizationConfig("omniquant", 4, 4, **{**LITTLE, "epochs": 1}), make_batches())
+    with pytest.raises(UserError, match="'max' cannot replace 'none' in a model that was quantised with it"):
+        install(model, "max")
+    assert installed(model) is None
+    install(make_tiny("opt-pre-norm"), "max").save_pretrained(tmp_path)
+    unrestored = AutoModelForCausalLM.from_pretrained(tmp_path)
+    with pytest.raises(UserError, match="sparq_attention: is recorded but not installed"):
+        quantize(unrestored, QuantizationConfig("omniquant", 4, 4, **LITTLE), make_batches())

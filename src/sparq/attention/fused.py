@@ -120,7 +120,9 @@ def _row_max(query: Tensor, key: Tensor, mask: Tensor | None, *, causal: bool, s
     # One table of all keys: looking rows up in it has a far quicker gradient than gathering single numbers.
     head = torch.arange(heads, device=best.device) // (heads // kv_heads)
     first = (torch.arange(batch, device=best.device)[:, None] * kv_heads + head) * k_length
-    largest = embedding(best + first[..., None], key.reshape(-1, width))
+    # On a CPU that gradient is a sum in the keys' precision, and a first key is the largest of very many rows.
+    table = key.to(torch.promote_types(key.dtype, torch.float32)) if key.device.type == "cpu" else key
+    largest = embedding(best + first[..., None], table.reshape(-1, width))
     logit = _row_products(query, largest) * scale
     if mask is not None:
         reach = mask.expand(batch, heads, -1, -1)

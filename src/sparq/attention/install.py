@@ -13,6 +13,7 @@ as from transformers' own sdpa); the plain implementation returns them.
 
 from __future__ import annotations
 
+import copy
 import functools
 import itertools
 from collections.abc import Iterator
@@ -199,6 +200,7 @@ def install(
         implementation = "plain" if sink in softmax.SINKS and sink not in softmax.FUSED_SINKS else "fused"
     settings = AttentionSettings(sink, implementation, detach, gamma, zeta, gate, gate_opening, gate_pretrained)
     _check_additions(model, base, settings)
+    own_configuration(model)
     _register(settings)
     base.set_attn_implementation(settings.name)
     if base.config._attn_implementation != settings.name:
@@ -239,6 +241,9 @@ def _check_additions(model: Any, base: PreTrainedModel, settings: AttentionSetti
     if getattr(quantization, "quant_method", None) == SIMULATED and before.gated != settings.gated:
         # Where a norm feeds a gate, quantisation has left alone what it would have scaled otherwise.
         raise UserError(f"gate: {settings.gate!r} cannot be changed in a quantised model; install it before")
+    if quantization is not None and before.sums_to_one != settings.sums_to_one and _shifted(quantization):
+        # Shifts of the values went through the probabilities, which summed to 1; with a sink they do not.
+        raise UserError(f"sink: {settings.sink!r} cannot replace {before.sink!r} in a model that was quantised with it")
     wanted = {"sink_logit": settings.sink == "learned", "head_gate": settings.gated}
     kept = {"sink_logit": True, "head_gate": before.gate_settings == settings.gate_settings}
     there = {name for _, module in attention_modules(base) for name in ADDED_MODULES if hasattr(module, name)}
@@ -248,6 +253,10 @@ def _check_additions(model: Any, base: PreTrainedModel, settings: AttentionSetti
             f"{new[0]}: would be trained but not saved with the adapters; "
             f"install the attention first, then add adapters with modules_to_save={new}"
         )
+
+
+def _shifted(quantization: Any) -> bool:
+    return getattr(quantization, "quant_method", None) == SIMULATED and bool(quantization.settings.shifts)
 
 
 def _new_gate(base: PreTrainedModel, module: nn.Module, settings: AttentionSettings, layer: int) -> HeadGate:
@@ -268,6 +277,19 @@ def _device(module: nn.Module) -> torch.device:
     return next(itertools.chain(module.parameters(), module.buffers())).device
 
 
+def own_configuration(model: Any) -> None:
+    """Give a model a configuration that no other model shares.
+
+    Transformers copies none: of two models built from one object, what is recorded of the first would change what the
+    second computes.
+    """
+    shared = base_model(model).config
+    own = copy.deepcopy(shared)
+    for module in model.modules():
+        if vars(module).get("config") is shared:
+            module.config = own
+
+
 def installed(model: Any) -> AttentionSettings | None:
     """Say which outlier-free attention a model computes with at this moment, or None for transformers' own."""
     config = base_model(model).config
@@ -276,3 +298,15 @@ def installed(model: Any) -> AttentionSettings | None:
         return None
     settings = AttentionSettings.parse(record, CONFIG_KEY)
     return settings if config._attn_implementation == settings.name else None
+
+
+def require_installed(model: Any) -> AttentionSettings:
+    """Say which attention a model computes with, the ordinary softmax included.
+
+    Raises:
+        UserError: its configuration records another one than it computes with.
+    """
+    settings = installed(model)
+    if settings is None and getattr(base_model(model).config, CONFIG_KEY, None) is not None:
+        raise UserError(f"{CONFIG_KEY}: is recorded but not installed (sparq.attention.load_pretrained does it)")
+    return settings or AttentionSettings("none")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -23,6 +24,7 @@ from sparq.attention.settings import AttentionSettings
 from sparq.attention.softmax import repeat_heads
 
 _NAME = "sparq_observed"
+_one_at_a_time = threading.Lock()  # whoever looks has that name for itself
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,9 +58,12 @@ def _observe(
     settings: AttentionSettings,
     layers: Mapping[int, int],
     see: See,
+    thread: int,
     **keywords: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """Attend as :func:`sparq.attention.install.attend` does, and show it."""
+    """Attend as :func:`sparq.attention.install.attend` does, and show it to the thread that looks."""
+    if threading.get_ident() != thread:
+        return attend(module, query, key, value, attention_mask, settings=settings, **keywords)
     output, weights = attend(module, query, key, value, attention_mask, settings=settings, **keywords)
     assert weights is not None
     see(Observation(layers[id(module)], weights, repeat_heads(value, query), output.transpose(1, 2)))
@@ -77,11 +82,20 @@ def observed(model: Any, see: See) -> Iterator[None]:
     Raises:
         UserError: the architecture is not supported.
     """
+    with _one_at_a_time:
+        yield from _observed(model, see)
+
+
+def _observed(model: Any, see: See) -> Iterator[None]:
     base = supported_model(model)
     settings = installed(base) or AttentionSettings("none")
     layers = {id(module): index for index, (_, module) in enumerate(attention_modules(base))}
     function = functools.partial(
-        _observe, settings=dataclasses.replace(settings, implementation="plain"), layers=layers, see=see
+        _observe,
+        settings=dataclasses.replace(settings, implementation="plain"),
+        layers=layers,
+        see=see,
+        thread=threading.get_ident(),
     )
     AttentionInterface.register(_NAME, function)
     AttentionMaskInterface.register(_NAME, sdpa_mask)

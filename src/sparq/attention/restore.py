@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,16 +33,20 @@ from sparq.errors import UserError
 
 ADAPTER_RECORD = "sparq_attention.json"
 _WEIGHTS = "model.safetensors"
+# What transformers calls a quantisation of ours → the module, of a higher room, that makes its layers known to it.
+_QUANTISED = {"sparq": "sparq.quantization.simulate", "sparq_deployment": "sparq.deployment.in_torch"}
+_HUB = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 _ADDED = re.compile(rf"\.({'|'.join(ADDED_MODULES)})\.\w+$")
 
 
-def restore(model: Any, folder: str | Path | None = None) -> Any:
+def restore(model: Any, folder: str | Path | None = None, **hub: Any) -> Any:
     """Put the recorded attention back into a model that ``from_pretrained`` has read; without a record, do nothing.
 
     Args:
         model: a transformers causal LM.
         folder: where it was read from (a folder or a hub name), for learned sinks and gates; the name it remembers
             if None.
+        hub: where on the hub, as for ``from_pretrained`` (``revision``, ``subfolder``, ``token`` and so on).
 
     Returns:
         The same model.
@@ -56,7 +61,7 @@ def restore(model: Any, folder: str | Path | None = None) -> Any:
     settings = AttentionSettings.parse(record, f"{source}: {CONFIG_KEY}")
     install(model, **settings.record())
     places = dict(_added_parameters(model))
-    saved = _saved(source) if places else {}
+    saved = _saved(source, hub) if places else {}
     for name, parameter in places.items():
         if name not in saved:
             raise UserError(f"{source}: {name} is not among the weights, but {CONFIG_KEY} says that it was learned")
@@ -87,12 +92,16 @@ def load_pretrained(folder: str | Path, *, trainable: bool = False, **keywords: 
         if record is not None:
             install(base, **record.record())
         return PeftModel.from_pretrained(base, folder, is_trainable=trainable)
-    config = AutoConfig.from_pretrained(folder)
+    hub = {key: keywords[key] for key in _HUB if key in keywords}
+    config = AutoConfig.from_pretrained(folder, **hub)
+    quantised = (getattr(config, "quantization_config", None) or {}).get("quant_method")
+    if quantised in _QUANTISED:
+        importlib.import_module(_QUANTISED[quantised])
     if getattr(config, CONFIG_KEY, None) is None:
         return AutoModelForCausalLM.from_pretrained(folder, **keywords)
     with _added_expected(config):
         model = AutoModelForCausalLM.from_pretrained(folder, **keywords)
-    return restore(model, folder)
+    return restore(model, folder, **hub)
 
 
 def _base_of_adapter(folder: Path) -> str:
@@ -121,9 +130,9 @@ def _added_parameters(model: Any) -> Iterator[tuple[str, nn.Parameter]]:
                 yield parameter_name, parameter
 
 
-def _saved(source: str) -> dict[str, Tensor]:
+def _saved(source: str, hub: Mapping[str, Any]) -> dict[str, Tensor]:
     """Read the learned sinks and gates of a folder or hub name, from one file of weights or several."""
-    index = _file(source, f"{_WEIGHTS}.index.json")
+    index = _file(source, f"{_WEIGHTS}.index.json", hub)
     names = [_WEIGHTS]
     if index:
         names = sorted(
@@ -131,7 +140,7 @@ def _saved(source: str) -> dict[str, Tensor]:
         )
     found: dict[str, Tensor] = {}
     for name in names:
-        path = _file(source, name)
+        path = _file(source, name, hub)
         if path is None:
             raise UserError(f"{source}: its learned sinks and gates need {name}, which is not there")
         with safe_open(path, framework="pt") as weights:
@@ -139,8 +148,8 @@ def _saved(source: str) -> dict[str, Tensor]:
     return found
 
 
-def _file(source: str, name: str) -> Path | None:
-    path = cached_file(source, name, _raise_exceptions_for_missing_entries=False)
+def _file(source: str, name: str, hub: Mapping[str, Any]) -> Path | None:
+    path = cached_file(source, name, _raise_exceptions_for_missing_entries=False, **hub)
     return None if path is None else Path(path)
 
 

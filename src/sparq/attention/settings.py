@@ -79,6 +79,11 @@ class AttentionSettings:
         return self.gate is not None
 
     @property
+    def sums_to_one(self) -> bool:
+        """Whether each row of the attention sums to 1, so that what is added to all values comes out as it went in."""
+        return self.sink == "none" and not self.gated
+
+    @property
     def gate_settings(self) -> tuple[Any, ...]:
         """All that decides which gates there are; equal where gates can stay."""
         return (self.gate, self.gate_opening, self.gate_pretrained)

@@ -31,8 +31,9 @@ def deploy(model: PreTrainedModel, config: DeploymentConfig, folder: Path) -> De
         folder: an existing folder, into which ``config.json``, ``model.onnx`` and ``model.onnx.data`` go.
 
     Raises:
-        UserError: the model cannot be deployed, or not in such a width; the message says why.
+        UserError: the model cannot be deployed, or not in such a width or by this engine; the message says why.
     """
+    config.require("onnx")
     settings = require_deployable(model)
     with Graph(folder) as graph:
         Decoder(graph, model, config, settings).write()

@@ -51,6 +51,15 @@ class DeploymentConfig:
             known = f"{', '.join(widths[self.bits])} (engine {self.engine}, {self.bits} bits)"
             raise UserError(f"deployment.activations: {self.activations!r} is not one of {known}")
 
+    def require(self, engine: str) -> None:
+        """Refuse to be used for another engine.
+
+        Raises:
+            UserError: naming the engine.
+        """
+        if self.engine != engine:
+            raise UserError(f"deployment.engine: {self.engine!r} (this deploys by {engine!r})")
+
     @property
     def packed(self) -> bool:
         """Whether weights are in low bits."""

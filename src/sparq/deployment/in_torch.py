@@ -17,6 +17,7 @@ from transformers.quantizers import register_quantization_config, register_quant
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from sparq.attention.install import own_configuration
 from sparq.deployment.config import RECORD, DeploymentConfig
 from sparq.deployment.low_bit_layers import Int4Linear, Int8Embedding, Int8Linear, TiedOutput, group_size, torchao
 from sparq.deployment.reading import require_merged
@@ -46,12 +47,14 @@ def quantize_in_torch(model: M, config: DeploymentConfig) -> M:
         UserError: torchao is missing; the model is deployed or quantised already, or has adapters or weights that are
             not finite. The model is then as it was.
     """
+    config.require("torch")
     require_merged(model)
     architecture(model)  # refuses a deployed model
     if getattr(model.config, "quantization_config", None) is not None:
         raise UserError("deployment: the torch engine rounds by itself; give it the model before it was quantised")
     torchao("quantization")
     _require_finite(model)
+    own_configuration(model)
     inputs, outputs = (layer.weight for layer in (model.get_input_embeddings(), model.get_output_embeddings()))
     model.config.tie_word_embeddings = inputs is outputs
     _replace(model, config.bits)

@@ -216,10 +216,12 @@ def torchao(part: str) -> Any:
 
 
 def _eight_bits(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Codes int8 [out, in] and steps [out, 1] of a weight."""
+    """Codes int8 [out, in] and steps [out, 1] of a weight; steps are rounded to its type before values are to them."""
     values, quantizer = weight.detach().float(), Quantizer(8, "channel")
-    steps, _ = quantizer.range_parameters(values)
-    return (values / steps).round().to(torch.int8), steps.to(weight.dtype)
+    steps = quantizer.range_parameters(values)[0].to(weight.dtype)
+    steps = steps.clamp(min=torch.finfo(weight.dtype).tiny)  # of a row that is nearly nothing
+    codes = (values / steps.float()).round().clamp(*quantizer.levels)
+    return codes.to(torch.int8), steps
 
 
 def _four_bits(weight: Tensor, size: int) -> tuple[Tensor, Tensor]:
@@ -232,7 +234,7 @@ def _four_bits(weight: Tensor, size: int) -> tuple[Tensor, Tensor]:
     least, greatest = values.amin(-1, keepdim=True), values.amax(-1, keepdim=True)
     step = ((greatest - least) / (_LEVELS - 1)).bfloat16()
     step = torch.where(step > 0, step, torch.ones_like(step))
-    middle = (least + _MIDDLE * step).bfloat16()
+    middle = torch.where(greatest > least, least + _MIDDLE * step, least).bfloat16()  # equal values are the middle
     codes = ((values - middle) / step + _MIDDLE).round().clamp(0, _LEVELS - 1)
     return codes.to(torch.uint8).flatten(1), torch.cat((step, middle), dim=-1)
 

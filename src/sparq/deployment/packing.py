@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 
 import numpy as np
 import torch
@@ -17,7 +18,9 @@ from sparq.errors import UserError
 from sparq.quantization.quantizer import Quantizer
 
 BLOCKS = (32, 16)
-_EXACT = 1e-2  # of a step; a weight on its grid is off by float32's rounding alone
+_EXACT = 1e-2  # of a step: how far a value in float32 is off its grid by rounding alone
+# What a value loses in float32, float16 and bfloat16, as a share of itself; at most so much of a step is believed.
+_BLURS, _BLURRED = (0.0, 2.0**-10, 2.0**-7), 0.2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +115,8 @@ def _own_grid(weight: Tensor, simulated: Quantizer, bits: int, size: int) -> tup
     """Read the grid of a rounded weight back from its values: step and zero point for each block [out, blocks, 1].
 
     All values are whole steps apart, so what shares a step spans n of them, for some n up to 2^bits − 1. The largest n
-    that fits is taken; where a coarser grid fits too, it is one of the same values.
+    that fits is taken; where a coarser grid fits too, it is one of the same values. Weights that were saved in half
+    precision since lie a little beside their grid, the larger the further.
 
     Returns:
         None where there is no such n, or blocks do not fit into what shares a step.
@@ -122,13 +126,14 @@ def _own_grid(weight: Tensor, simulated: Quantizer, bits: int, size: int) -> tup
         return None
     smallest, largest = values.amin(-1).clamp(max=0), values.amax(-1).clamp(min=0)
     steps = torch.where(largest > smallest, 0.0, 1.0)
-    for n in range(2**bits - 1, 0, -1):
+    for blur, n in itertools.product(_BLURS, range(2**bits - 1, 0, -1)):
         left = steps == 0
         if not bool(left.any()):
             break
         step = (largest - smallest)[left] / n
         levels = values[left] / step[:, None]
-        fits = (levels - levels.round()).abs().amax(-1) <= _EXACT
+        allowed = _EXACT + (blur * levels.abs()).clamp(max=_BLURRED)
+        fits = ((levels - levels.round()).abs() <= allowed).all(-1)
         steps[left] = torch.where(fits, step, 0.0)
     if not bool((steps > 0).all()):
         return None

@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from sparq.attention.install import CONFIG_KEY, installed
+from sparq.attention.install import require_installed
 from sparq.attention.settings import AttentionSettings
 from sparq.deployment.config import DeploymentConfig
 from sparq.deployment.graph import values
@@ -66,10 +66,7 @@ def require_deployable(model: PreTrainedModel) -> AttentionSettings:
     rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
     if rope in ("dynamic", "longrope"):
         raise UserError(f"deployment: rope_type {rope!r} has no graph (its frequencies depend on the length)")
-    settings = installed(model)
-    if settings is None and getattr(config, CONFIG_KEY, None) is not None:
-        raise UserError(f"deployment: {CONFIG_KEY} is recorded but not installed; load the model with its attention")
-    settings = settings or AttentionSettings("none")
+    settings = require_installed(model)
     if settings.sink == "l1":
         raise UserError("deployment: the l1 sink has no graph")
     _require_weights_alone(model)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from sparq.attention.install import base_model
 from sparq.errors import UserError
 from sparq.evaluation.outliers import sequence_statistics
 from sparq.quantization.blocks import architecture
@@ -90,6 +91,7 @@ def linear_inputs(model: PreTrainedModel, batches: Iterable[Batch]) -> InputRepo
     Raises:
         UserError: there is not one sequence, or the architecture has no block table.
     """
+    model = base_model(model)
     names = reading_linears(model)
     found = {name: torch.zeros(3, dtype=torch.float64) for name in names}
     watched = Watched(model)

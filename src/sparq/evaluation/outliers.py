@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from sparq.attention.install import base_model
 from sparq.errors import UserError
 from sparq.quantization.blocks import architecture
 from sparq.quantization.calibration import Batch, Watched
@@ -95,13 +96,14 @@ def outliers(model: PreTrainedModel, batches: Iterable[Batch]) -> OutlierReport:
     """Measure the outliers of a model on text, on speech, or on both, whichever the batches hold.
 
     Args:
-        model: a causal language model; it runs in evaluation mode.
+        model: a causal language model, adapters around it or not; it runs in evaluation mode.
         batches: "input_ids" and "attention_mask", both [batch, length]
             (`sparq.language.likelihood.padded_batches` makes them).
 
     Raises:
         UserError: there is not one sequence, or the architecture has no block table.
     """
+    model = base_model(model)
     names = measured_modules(model)
     norms, kurtoses = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
     watched = Watched(model)

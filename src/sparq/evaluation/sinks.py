@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from sparq.attention.install import base_model
 from sparq.attention.observe import Observation, observed
 from sparq.errors import UserError
 from sparq.quantization.blocks import architecture
@@ -154,6 +155,7 @@ def sinks(model: PreTrainedModel, batches: Iterable[Batch]) -> SinkReport:
     Raises:
         UserError: there is not one sequence, a sequence has only one token, or the architecture is not supported.
     """
+    model = base_model(model)
     row = architecture(model)
     layers: Any = model.get_submodule(row.layers)
     watched = Watched(model)

@@ -39,8 +39,10 @@ def average(models: Sequence[SpeechLM]) -> SpeechLM:
         if _form(lm) != _form(first):
             raise UserError("the mean of models of several architectures or attentions (expected one)")
     states = [lm.model.state_dict() for lm in others]
+    done: set[int] = set()
     for name, weight in first.model.state_dict().items():
-        if weight.is_floating_point():
+        if weight.is_floating_point() and weight.data_ptr() not in done:  # tied ones have several names
+            done.add(weight.data_ptr())
             weight.copy_(torch.stack([weight, *(state[name] for state in states)]).mean(0))
     first.prior_name = next((lm.prior_name for lm in models if lm.prior_name), None)
     return first

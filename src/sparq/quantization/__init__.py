@@ -11,6 +11,7 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
+from sparq.attention.install import own_configuration, require_installed
 from sparq.errors import UserError
 from sparq.quantization.affinequant import AffineQuant
 from sparq.quantization.blocks import Block, blocks
@@ -51,14 +52,19 @@ def quantize(
         report: for the methods that learn: told of every finished block.
 
     Returns:
-        The same model. Saved with ``save_pretrained``, it comes back by ``from_pretrained``.
+        The same model. Saved with ``save_pretrained``, it comes back by ``sparq.attention.load_pretrained``; without a
+        sink, by ``from_pretrained`` too, once this package is imported.
 
     Raises:
         UserError: the architecture is unknown or cannot take the method, the model is quantised already or carries
-            adapters, or there is nothing to calibrate with. The model is then as it was.
+            adapters, or computes with another attention than it records, or there is nothing to calibrate with. The
+            model is then as it was. Only where activations overflow first when some weights are rounded (GPTQ, in half
+            precision) is it left halfway.
     """
     if getattr(model.config, "quantization_config", None) is not None:
         raise UserError(f"{type(model).__name__}: is quantised already")
+    require_installed(model)
+    own_configuration(model)
     _METHODS[config.method](model, config, calibration, folder, report)
     mark(model, config)
     return model

@@ -301,8 +301,8 @@ def _attention(model: PreTrainedModel, row: Architecture, linears: tuple[str, ..
     rows = query.nf if isinstance(query, Conv1D) else query.out_features
     query_heads = model.config.num_attention_heads
     attention = installed(model)
-    # Only the ordinary softmax gives probabilities that sum to 1; a sink, or a gate, takes its share of a shift along.
-    whole = attention is None or (attention.sink == "none" and not attention.gated)
+    # A sink, or a gate, takes its share of a shift along.
+    whole = attention is None or attention.sums_to_one
     return Attention(
         linears=linears,
         output=output,

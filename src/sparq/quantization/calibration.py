@@ -21,14 +21,15 @@ Batch = Mapping[str, Tensor]
 
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode and no gradients inside the block; the mode of before after it."""
-    training = model.training
+    """Evaluation mode and no gradients inside the block; the modes of before after it."""
+    modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
         with torch.no_grad():
             yield
     finally:
-        model.train(training)
+        for module, training in modes.items():
+            module.training = training
 
 
 def model_inputs(model: PreTrainedModel, batch: Batch) -> dict[str, Tensor]:
@@ -76,8 +77,9 @@ def calibration_steps(
     for batch in batches:
         inputs = {key: value[: sequences - seen] for key, value in model_inputs(model, batch).items()}
         count = len(inputs["input_ids"])
-        for first in range(0, count, size or count):
-            step = {key: value[first : first + (size or count)] for key, value in inputs.items()}
+        together = size or max(1, count)
+        for first in range(0, count, together):
+            step = {key: value[first : first + together] for key, value in inputs.items()}
             real = step["attention_mask"].any(0).nonzero()
             yield {key: value[:, int(real[0]) : int(real[-1]) + 1] for key, value in step.items()}
         seen += count

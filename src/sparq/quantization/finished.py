@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sparq.artifacts import fingerprint
+from sparq.attention.install import require_installed
 from sparq.errors import UserError
 from sparq.quantization.config import QuantizationConfig
 
@@ -30,13 +31,14 @@ class FinishedBlocks:
             inputs: what the first block reads, for each step of the calibration.
 
         Raises:
-            UserError: there are blocks of another model, configuration or calibration.
+            UserError: there are blocks of another model, attention, configuration or calibration.
         """
         self._folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self._made_from = fingerprint(
             {
                 "config": dataclasses.asdict(config),
+                "attention": require_installed(model).record(),
                 "weights": {name: tensor.cpu().numpy() for name, tensor in model.state_dict().items()},
                 "calibration": [tensor.cpu().numpy() for tensor in inputs],
             }
@@ -45,7 +47,7 @@ class FinishedBlocks:
             with safe_open(path, framework="pt") as file:
                 if (file.metadata() or {}).get("made_from") != self._made_from:
                     raise UserError(
-                        f"{path}: was learnt from other weights, settings or calibration; "
+                        f"{path}: was learnt from other weights, settings, attention or calibration; "
                         "remove it or use another folder"
                     )
 
