@@ -170,6 +170,17 @@ def share(folder: Path) -> None:
                 path.chmod(0o666 & ~umask)
 
 
+def require_writable(output: Path) -> None:
+    """Find out before the work that a folder can be made.
+
+    Raises:
+        UserError: the folder around it, or the nearest one above that is there, takes none.
+    """
+    around = next(parent for parent in output.absolute().parents if parent.exists())
+    if not around.is_dir() or not os.access(around, os.W_OK):
+        raise UserError(f"{output}: cannot be written ({around} is no folder that can be written to)")
+
+
 @contextlib.contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """Give a temporary folder beside ``path`` that takes its name when the block ends well.

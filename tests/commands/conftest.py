@@ -18,7 +18,7 @@ def sparq(capfd, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
 
     def call(*arguments, stdin: bytes = b""):
-        monkeypatch.setattr(sys, "stdin", types.SimpleNamespace(buffer=io.BytesIO(stdin), read=stdin.decode))
+        monkeypatch.setattr(sys, "stdin", types.SimpleNamespace(buffer=io.BytesIO(stdin)))
         capfd.readouterr()
         try:
             code = cli.main([str(argument) for argument in arguments])

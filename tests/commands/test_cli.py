@@ -82,6 +82,13 @@ WRONG = {
     "speak in a voice that is not there": (
         "speak hello -o out.wav --voice ann --model {tiny}", "speaks with one voice alone"
     ),
+    "speak to raw samples": ("speak hello -o out.raw --model {tiny}", "out.raw: .raw"),
+    "a seed of nothing": ("transcribe {audio} --model {lm} --seed 3", "--seed: 3"),
+    "a seed of a beam": ("speak hello -o out.wav --model {tiny} --beam 1 --seed 3", "--seed: 3"),
+    "export into a file": ("export {lm} -o notes.txt/out", "notes.txt/out: cannot be written"),
+    "deploy into a file": ("deploy {lm} -o notes.txt/out", "notes.txt/out: cannot be written"),
+    "voices into a file": ("voices --say Hi -o notes.txt", "notes.txt"),
+    "measure nothing": ("bench deploy ./nowhere", "./nowhere"),
     "raw samples into a file": ("speak hello -o out.wav --raw --model {tiny}", "--raw: goes with -o -"),
     "stream to no format": ("speak hello -o out.xyz --stream --model {tiny}", "out.xyz"),
     "continue text in a voice": ("continue hello --voice ann --model {lm}", "--voice: ann"),

@@ -6,6 +6,7 @@ import dataclasses
 import re
 
 import numpy as np
+import pytest
 
 from sparq.artifacts import read_manifest
 from sparq.speech.audio import load_audio, save_audio
@@ -57,3 +58,24 @@ def test_vocoder(sparq, corpus, tmp_path, monkeypatch):
     assert (code, out, "voice: was made with other settings or inputs; overwrite it" in err) == (2, "", True)
     assert sparq(*asked, "--overwrite")[:2] == (0, "voice\n")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["voice"]
+
+
+def test_a_seed_alone_is_that_of_the_usual_sampling(sparq, quick):
+    drawn = [sparq("continue", "who", "--model", quick, *more)[1] for more in ([], ["--seed", 0], ["--seed", 5])]
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_what_is_no_text_on_standard_input_is_told(sparq, quick):
+    for command in (("speak", "-", "-o", "out.wav"), ("continue", "-")):
+        code, out, err = sparq(*command, "--model", quick, stdin=b"\xff who")
+        assert (code, out, err) == (2, "", "sparq: standard input: byte 0 is not UTF-8 text\n")
+
+
+@pytest.mark.parametrize("output", ["nowhere/out.wav", "out.xyz", "out.raw"])
+@pytest.mark.parametrize("command", ["speak hello", "speak hello --stream", "continue beginning.wav"])
+def test_where_it_cannot_be_written_is_said_before_anything_is_loaded(sparq, monkeypatch, tmp_path, output, command):
+    save_audio(tmp_path / "beginning.wav", np.zeros(800, np.float32))
+    monkeypatch.setattr("sparq.load", None)
+    code, out, err = sparq(*command.split(), "-o", output)
+    assert (code, out) == (2, "")
+    assert output in err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -242,7 +243,7 @@ WRONG = {
     "a file as a folder": ("talks -o talks/notes", "talks/notes: is in the way"),
     "a missing folder": ("talks/one.wav -o nowhere/a.srt", "there is no folder nowhere"),
     "a folder without recordings": ("empty", "empty: holds no recordings"),
-    "one name for two": ("talks talks/one.wav -o out", "talks/one.wav: out/one.wav.txt is already for talks/one.wav"),
+    "one name for two": ("talks talks/deep/../one.wav -o out", "one.wav: out/one.wav.txt is already for talks/one.wav"),
     "a missing file": ("nowhere.wav -o out", "nowhere.wav: no such file"),
     "a folder in a file": ("talks/one.wav -o talks/notes/deeper/", "talks/notes: is in the way"),
 }
@@ -273,3 +274,19 @@ def test_where_it_cannot_be_written_is_said_before_anything_is_loaded(talks, tmp
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("\n") == 1
     assert output in done.stderr
+
+
+def test_a_recording_that_is_named_twice_is_heard_once(transcribe, talks, tmp_path):
+    _, out, _ = transcribe("talks", "talks/one.wav", "talks/one.wav", "--json")
+    names = [one["file"] for one in json.loads(out)]
+    assert len(names) == len(set(names))
+    assert "talks/one.wav" in names
+
+
+def test_a_name_that_is_no_utf8_does_not_stop_the_others(transcribe, talks, tmp_path):
+    odd = os.fsdecode(b"talks/caf\xe9.wav")
+    shutil.copy(tmp_path / "talks" / "one.wav", tmp_path / odd)
+    code, _, err = transcribe("talks", "-o", "out")
+    assert code == 1
+    assert "caf\\udce9.wav': its name is not UTF-8 (rename it)" in err
+    assert (tmp_path / "out" / "one.txt").is_file()

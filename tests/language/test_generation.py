@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from sparq.attention import install
 from sparq.errors import UserError
+from sparq.language.generating import generating
 from sparq.language.generation import GenerationOptions, generate
 from sparq.language.tasks import TASKS, prompt
 from sparq.language.vocabulary import Modality
@@ -248,6 +250,32 @@ def test_the_model_is_left_as_it_was_and_its_own_settings_do_not_count(make_tiny
     assert model.generation_config is own
 
 
+def test_calls_that_overlap_leave_the_model_as_it_was(make_tiny, joint_vocabulary):
+    """Whichever ends first: the settings of before come back with the last."""
+    model = make_tiny("llama", joint_vocabulary)
+    own = model.generation_config
+    model.train()
+    first, second = generating(model), generating(model)
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert not model.training
+    assert model.generation_config is not own
+    second.__exit__(None, None, None)
+    assert model.training
+    assert model.generation_config is own
+
+
+@pytest.mark.parametrize("temperature", [1, 2, np.float32(0.7)])
+def test_any_number_is_a_temperature(make_tiny, joint_vocabulary, temperature):
+    model, prompts = make_tiny("llama", joint_vocabulary), prompts_of(joint_vocabulary, TEXT)
+    found, wanted = (
+        generate(model, joint_vocabulary, prompts, TEXT, dataclasses.replace(SAMPLING, temperature=its))
+        for its in (temperature, float(temperature))
+    )
+    assert found == wanted
+
+
 def test_output_layer_wider_than_the_vocabulary(make_tiny, joint_vocabulary):
     model = make_tiny("llama", joint_vocabulary)
     before = generate(model, joint_vocabulary, [[3, 7, 4]], TEXT, GenerationOptions(max_pieces=5))
@@ -264,6 +292,11 @@ def test_output_layer_wider_than_the_vocabulary(make_tiny, joint_vocabulary):
         ({"beams": 0}, "beams: 0 "),
         ({"temperature": 0.0}, "temperature: 0.0"),
         ({"temperature": float("nan")}, "temperature: nan"),
+        ({"temperature": float("inf")}, "temperature: inf"),
+        ({"temperature": "0.5"}, "temperature: '0.5'"),
+        ({"temperature": True}, "temperature: True"),
+        ({"length_penalty": float("nan")}, "length_penalty: nan"),
+        ({"top_p": None}, "top_p: None"),
         ({"top_p": 1.5}, "top_p: 1.5"),
         ({"top_k": -1}, "top_k: -1"),
         ({"max_pieces": 0}, "max_pieces: 0"),

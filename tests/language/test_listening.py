@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from sparq.errors import UserError
 from sparq.language.listening import Segment, confidences, listen
 from sparq.language.tasks import IGNORED, TASKS, example
 from sparq.speech.activity import FRAME, Loudness
@@ -123,3 +124,9 @@ def test_what_was_heard_before_a_stop_is_not_heard_again():
     rest = list(listen(lm, waves, heard=lambda index: (whole[1][1].end, 0.0)[index]))
     assert rest == whole[2:]
     assert sum(count for count, _, _ in lm.asked) == 2
+
+
+@pytest.mark.parametrize("batch", [0, -1])
+def test_nothing_at_once_is_refused(batch):
+    with pytest.raises(UserError, match=f"batch: {batch}"):
+        next(listen(Parrot(), [recording(20)], batch=batch))

@@ -116,3 +116,12 @@ def test_numbers_with_commas_are_said_whole(number):
     assert words.replace(" ", "").isalpha()
     if number >= 1000 and number % 1000 == 0:
         assert words.split()[-1] in {"thousand", "million", "billion", "trillion"}
+
+
+@pytest.mark.parametrize("form", ["{}", "{}.5", "${}", "{}th", "1/{}", "-{}", "{}%", "1,000,000{}"])
+@pytest.mark.parametrize("length", [36, 37, 40, 5000])
+def test_numbers_without_a_name_are_said_figure_by_figure(form, length):
+    said = spoken_form(form.format("7" * length))
+    assert not any(sign.isnumeric() for sign in said)
+    if length > 36:
+        assert said.count("seven") == length

@@ -41,6 +41,12 @@ def test_normalisation(how, written):
     assert normalise_text(" Hello  there, it\u2019s ME \u2013\nme_2! ", how) == written
 
 
+@pytest.mark.parametrize("how", ["lower", "letters"])
+def test_accents_that_are_characters_of_their_own_cut_no_words(how):
+    assert normalise_text("nai\u0308ve cafe\u0301s", how) == "na\u00efve caf\u00e9s"
+    assert normalise_text("\u0130stanbul", how) == "istanbul"
+
+
 @pytest.mark.parametrize("text", ["a <generatetext> b", "<startofspeech>", "一 is one", chr(0x9FFF)])
 @pytest.mark.parametrize("how", ["none", "lower", "letters"])
 def test_text_cannot_smuggle_controls_or_units(text, how):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import gc
 import json
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -70,11 +72,14 @@ def add_prior(command: Any, default: str) -> None:
 
 def add_search(command: Any) -> None:
     """Let it be said how an answer is searched for."""
-    text = "width of the beam search, 1 for greedy (default: none, but to transcribe 4 in each view, or 8 in one)"
+    text = (
+        "width of the beam search, 1 for greedy (default: none, but to transcribe 4 in each view, or 8 in one, and 24 "
+        "with a prior)"
+    )
     command.add_argument("--beam", type=positive, help=text)
     command.add_argument("--temperature", type=float, help="sample instead of searching")
     command.add_argument("--top-p", type=float, help="sample from this share of the probability")
-    command.add_argument("--seed", type=count, default=0, help="of the sampling")
+    command.add_argument("--seed", type=count, help="of the sampling (default 0)")
 
 
 def read_settings(kind: Any, defaults: dict[str, Any], given: argparse.Namespace) -> Any:
@@ -114,8 +119,16 @@ def model_folder(given: argparse.Namespace) -> Path:
     return assets.model_folder(given.model)
 
 
-def search_options(given: argparse.Namespace) -> GenerationOptions | None:
-    """Give the search that was asked for, or None."""
+def search_options(given: argparse.Namespace, usual: GenerationOptions | None = None) -> GenerationOptions | None:
+    """Give the search that was asked for, or None.
+
+    Args:
+        given: what was asked for.
+        usual: the sampling that there is else, if it is one, to which a seed goes.
+
+    Raises:
+        UserError: two things that do not go together.
+    """
     from sparq.language.generation import GenerationOptions, beam_search
 
     if given.temperature is not None or given.top_p is not None:
@@ -124,9 +137,21 @@ def search_options(given: argparse.Namespace) -> GenerationOptions | None:
         asked = {"temperature": given.temperature, "top_p": given.top_p, "seed": given.seed}
         chosen: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
         return GenerationOptions(method="sample", **chosen)
+    if given.seed is not None:
+        if usual is None or given.beam is not None:
+            raise UserError(f"--seed: {given.seed} (nothing is sampled here without --temperature or --top-p)")
+        return dataclasses.replace(usual, seed=given.seed)
     return None if given.beam is None else beam_search(given.beam)
 
 
 def print_json(value: object) -> None:
-    """Print what a command found, for programs to read."""
-    print(json.dumps(value, indent=1, ensure_ascii=False))
+    """Print what a command found, for programs to read; what is no finite number is null, since JSON has none."""
+    print(json.dumps(_finite(value), indent=1, ensure_ascii=False, allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

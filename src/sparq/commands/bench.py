@@ -77,11 +77,9 @@ def told_of(speed: Speed, base: Speed) -> dict[str, Any]:
 
 def _language_model(name: str | None) -> Any:
     """Load a SpeechLM's language model, or any other model that can be deployed."""
-    import torch
-
     import sparq
     from sparq.assets import DEFAULT_MODEL, language_model, ready_made
-    from sparq.attention import load_pretrained
+    from sparq.language.folder import load_language_model
 
     folder = ready_made(name or DEFAULT_MODEL, must_exist=False)
-    return sparq.load(folder).model if folder else load_pretrained(language_model(str(name)), dtype=torch.float32)
+    return sparq.load(folder).model if folder else load_language_model(language_model(str(name)), "model")

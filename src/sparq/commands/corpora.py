@@ -101,10 +101,12 @@ def voices(given: argparse.Namespace) -> None:
 
 
 def _say(names: list[str], given: argparse.Namespace) -> None:
+    from sparq.artifacts import require_writable
     from sparq.speech.audio import RATE, save_audio
     from sparq.speech.voices import load_voice
 
     folder = Path(given.output)
+    require_writable(folder / "voice.wav")
     folder.mkdir(parents=True, exist_ok=True)
     written: list[dict[str, object]] = []
     for name in names:

@@ -138,7 +138,7 @@ def export(given: argparse.Namespace) -> None:
         lm = average([lm, *(sparq.load(name) for name in given.average)])
     lm.save(output, half=given.half, complete=not given.lean)
     if not given.average:
-        copy_card(Path(given.model), output)
+        copy_card(model_folder(given), output)
     print(f"{output}: {_megabytes(output.rglob('*'))}")
 
 
@@ -173,11 +173,12 @@ def deploy(given: argparse.Namespace) -> None:
 
 def _free_for_speechlm(given: argparse.Namespace) -> Path:
     """Give the output folder, if nothing but an older SpeechLM is there."""
-    from sparq.artifacts import MANIFEST, read_manifest
+    from sparq.artifacts import MANIFEST, read_manifest, require_writable
 
     output = Path(given.output)
     if output.exists() and not ((output / MANIFEST).is_file() and read_manifest(output, "speechlm")):
         raise UserError(f"{output}: is in the way (it is no SpeechLM)")
+    require_writable(output)
     return output
 
 

@@ -47,7 +47,7 @@ def find_recordings(paths: Sequence[str]) -> list[Recording]:
             found += [Recording(str(one), one, one.relative_to(path)) for one in _recordings_in(path)]
         else:
             found.append(Recording(given, path, Path(path.name)))
-    return found
+    return list(dict.fromkeys(found))
 
 
 def _recordings_in(folder: Path) -> list[Path]:

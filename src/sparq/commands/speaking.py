@@ -20,10 +20,13 @@ from sparq.commands.arguments import (
     read_settings,
     search_options,
 )
+from sparq.commands.recordings import require_writable
 from sparq.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from sparq.language.generation import GenerationOptions
 
 
 def add_speak(made: Any) -> None:
@@ -44,12 +47,18 @@ def speak(given: argparse.Namespace) -> None:
     to_standard_output = given.output == "-"
     if given.raw and not to_standard_output:
         raise UserError(f"--raw: goes with -o - (standard output), not with {given.output}")
-    lm, text, options = load_model(given), _text(given.text), search_options(given)
-    if not (given.stream or to_standard_output):
+    streamed = given.stream or to_standard_output
+    if not to_standard_output:
+        _require_place(given.output)
+    lm, text = load_model(given), _text(given.text)
+
+    from sparq.language.speech_lm import SPEAKING
+    from sparq.speech.audio import RATE, stream_audio
+
+    options = search_options(given, None if streamed else SPEAKING)
+    if not streamed:
         _save_spoken(given, lm.speak(text, options, voice=given.voice))
         return
-
-    from sparq.speech.audio import RATE, stream_audio
 
     begun = time.perf_counter()
     arrivals: list[float] = []
@@ -83,12 +92,21 @@ def continue_(given: argparse.Namespace) -> None:
         for name, value in (("-o", given.output), ("--voice", given.voice)):
             if value is not None:
                 raise UserError(f"{name}: {value} (expected with an audio file; text is continued on standard output)")
-        print(load_model(given).continue_text(_text(given.beginning), search_options(given)))
+        lm = load_model(given)
+        print(lm.continue_text(_text(given.beginning), search_options(given, _creative())))
         return
     if given.output is None:
         raise UserError("-o: missing (expected a file for the continued speech)")
+    _require_place(given.output)
     lm = load_model(given)
-    _save_spoken(given, lm.continue_speech(given.beginning, search_options(given), voice=given.voice))
+    options = search_options(given, _creative())
+    _save_spoken(given, lm.continue_speech(given.beginning, options, voice=given.voice))
+
+
+def _creative() -> GenerationOptions:
+    from sparq.language.speech_lm import CREATIVE
+
+    return CREATIVE
 
 
 def _is_audio(beginning: str) -> bool:
@@ -140,7 +158,20 @@ def _add_voice(command: Any, default: str) -> None:
 
 
 def _text(given: str) -> str:
-    return sys.stdin.read() if given == "-" else given
+    if given != "-":
+        return given
+    try:
+        return sys.stdin.buffer.read().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"standard input: byte {error.start} is not UTF-8 text") from error
+
+
+def _require_place(output: str) -> None:
+    """Find out before the work that speech can be written there."""
+    from sparq.speech.audio import check_suffix
+
+    check_suffix(Path(output))
+    require_writable([Path(output)])
 
 
 def _save_spoken(given: argparse.Namespace, spoken: tuple[Any, int]) -> None:

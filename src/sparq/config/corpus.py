@@ -69,7 +69,7 @@ class VocabularyConfig:
         mode: "joint", SentencePiece over text and units (the paper), or "extend", the model's own tokenizer plus units.
         size: number of pieces of a joint vocabulary, or of speech pieces behind a tokenizer.
         deduplicate: whether runs of one unit are merged.
-        normalisation: of text: "none", "lower" (VoxtLM), or "letters" (letters, digits and apostrophes alone).
+        normalisation: of text: "none", "lower" (VoxtLM), or "letters" (letters and apostrophes, numbers as words).
     """
 
     name: str | None = None

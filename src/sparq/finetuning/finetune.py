@@ -21,7 +21,7 @@ from pathlib import Path
 from sparq.adaptation.ends import best_step
 from sparq.adaptation.packed_linear import require_bitsandbytes
 from sparq.adaptation.training import HISTORY, Measure
-from sparq.artifacts import provenance, read_manifest, require_match, write_text
+from sparq.artifacts import provenance, read_manifest, require_match, require_writable, write_text
 from sparq.config import AdaptationConfig
 from sparq.corpus.build import corpus_stage
 from sparq.corpus.corpus import Corpus
@@ -260,9 +260,7 @@ def _require_free(output: Path) -> None:
     """
     if output.exists() and read_stage(output) is None:
         raise UserError(f"{output}: is in the way (no fine-tuning made it; move it elsewhere)")
-    around = next(parent for parent in output.absolute().parents if parent.exists())
-    if not around.is_dir() or not os.access(around, os.W_OK):
-        raise UserError(f"{output}: cannot be written ({around} is no folder that can be written to)")
+    require_writable(output)
 
 
 def _link(source: str, target: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 
 from anyascii import anyascii
 
@@ -21,7 +22,7 @@ def in_letters_of(vocabulary: Vocabulary, text: str) -> str:
         character = found.group()
         return character if _is_known(vocabulary, character) else anyascii(character)
 
-    return re.sub(r"\w", written, text)
+    return re.sub(r"\w", written, unicodedata.normalize("NFC", text))
 
 
 def _is_known(vocabulary: Vocabulary, character: str) -> bool:

@@ -7,9 +7,10 @@ on the prompts beside it (random draws included).
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import itertools
+import math
+import numbers
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -30,6 +31,7 @@ from typing_extensions import override
 
 from sparq.attention.install import base_model
 from sparq.errors import UserError
+from sparq.language.generating import generating
 from sparq.language.vocabulary import Modality, Vocabulary
 
 METHODS = ("greedy", "sample", "beam")
@@ -74,6 +76,10 @@ class GenerationOptions:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise UserError(f"{name}: {value!r} (expected a whole number of at least {least})")
+        for name in ("length_penalty", "temperature", "top_p"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
+                raise UserError(f"{name}: {value!r} (expected a number)")
         if not self.temperature > 0:
             raise UserError(f"temperature: {self.temperature!r} (expected a number above 0)")
         if not 0 < self.top_p <= 1:
@@ -220,7 +226,7 @@ def _search(
     context = require_room(base, prompts)
     allowed = allowed_ids(base, vocabulary, target)
     found: list[list[list[int]]] = [[] for _ in prompts]
-    with _ready(base):
+    with generating(base):
         for chosen in batches([len(prompt) for prompt in prompts], batch, context - options.max_pieces):
             room = min(options.max_pieces, context - len(prompts[chosen[-1]]))
             ids, mask = left_padded([prompts[index] for index in chosen], vocabulary.pad_id, base.device)
@@ -292,11 +298,11 @@ def left_padded(prompts: Sequence[Sequence[int]], pad_id: int, device: torch.dev
 
 
 def _sampling(options: GenerationOptions, draws: Sequence[tuple[int, int]]) -> list[LogitsProcessor]:
-    processors: list[LogitsProcessor] = [TemperatureLogitsWarper(options.temperature)]
+    processors: list[LogitsProcessor] = [TemperatureLogitsWarper(float(options.temperature))]
     if options.top_k:
         processors.append(TopKLogitsWarper(options.top_k))
     if options.top_p < 1:
-        processors.append(TopPLogitsWarper(options.top_p))
+        processors.append(TopPLogitsWarper(float(options.top_p)))
     return [*processors, _Noise(options.seed, draws)]
 
 
@@ -315,16 +321,3 @@ def _generation_config(options: GenerationOptions, vocabulary: Vocabulary, room:
         pad_token_id=vocabulary.pad_id,
         **shape,
     )
-
-
-@contextlib.contextmanager
-def _ready(model: Any) -> Iterator[None]:
-    """Evaluation mode, and none of the generation settings that came with a pretrained model."""
-    training, settings = model.training, model.generation_config
-    model.eval()
-    model.generation_config = GenerationConfig()
-    try:
-        yield
-    finally:
-        model.train(training)
-        model.generation_config = settings

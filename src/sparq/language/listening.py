@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from transformers import PreTrainedModel
 
+from sparq.errors import UserError
 from sparq.language.alignment import word_times
 from sparq.language.generation import GenerationOptions, beam_search, candidates
 from sparq.language.joint_search import Answer, search_together
@@ -96,7 +97,12 @@ def listen(
     Yields:
         The number of a recording and its next segment, in order; None in place of it when that recording is over.
         Segments in which nothing was understood are left out.
+
+    Raises:
+        UserError: ``batch`` is below 1, or a recording cannot be heard.
     """
+    if batch < 1:
+        raise UserError(f"batch: {batch} (expected at least 1)")
     get_ready(lm.prior)  # it is asked last
     pieces = _pieces(lm, recordings, views, heard)
     taken = 1

@@ -12,6 +12,7 @@ FRACTION_SIGNS = "".join(map(chr, [*range(0xBC, 0xBF), *range(0x2150, 0x215F)]))
 POWERS = {"\u00b2": "squared", "\u00b3": "cubed"}
 ROMAN = r"(?=[IVXL])(?:XL|L?X{0,3})(?:IX|IV|V?I{0,3})"
 _LONGEST = 15  # digits of a number that is said as one, up to hundreds of trillions; others are digits, one by one
+LONGEST_CARDINAL = 36  # digits of the longest number that has a name
 _PARTS = {"2": "half", "4": "quarter"}
 _DENOMINATORS = {"2", "3", "4", "5", "6", "7", "8", "9", "10", "16"}
 

@@ -12,6 +12,7 @@ import math
 import re
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -93,10 +94,10 @@ def resolved(asked: str, known: str | None) -> str | None:
 
     Args:
         asked: see above.
-        known: the one that a model was saved with, which is "auto" where it is installed.
+        known: the one that a model was saved with, which is "auto" where it is installed, or a folder that is there.
     """
     if asked == "auto":
-        return known if known and installed(known) else None
+        return known if known and (installed(known) or Path(known).is_dir()) else None
     return None if asked == "none" else asked
 
 

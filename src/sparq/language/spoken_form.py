@@ -19,6 +19,7 @@ from sparq.language.money import CURRENCY, RANGES, SUMS, unit
 from sparq.language.numbers import (
     AMOUNT,
     FRACTION_SIGNS,
+    LONGEST_CARDINAL,
     NUMBER,
     POWERS,
     ROMAN,
@@ -156,6 +157,7 @@ def _codes() -> Iterable[Rule]:
         (r"(?<![\d.])(?:\d\.)?\d{3}\.\d{3}\.\d{4}(?!\.?\d)", 0, lambda its: digits(its[0])),
         (r"(?<![\d-])1-[89]\d\d(?=-[A-Z])", 0, lambda its: digits(its[0])),
         (r"(?<![\d-])\d+(?:-\d+){2,}(?![\d-])", 0, _hyphenated),
+        (rf"\d(?:,?\d){{{LONGEST_CARDINAL},}}", 0, lambda its: digits(its[0])),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
@@ -16,6 +17,8 @@ UNIT_ORIGIN = 0x4E00
 MAXIMUM_UNITS = 0x9FFF - UNIT_ORIGIN + 1  # the block of CJK ideographs
 CONTROL_PATTERN = re.compile("(" + "|".join(CONTROLS) + ")")
 UNIT_RANGE = re.compile(f"[{chr(UNIT_ORIGIN)}-{chr(UNIT_ORIGIN + MAXIMUM_UNITS - 1)}]")
+
+_DOT_ABOVE = "\u0307"  # what is left of a Turkish İ beside its i
 
 Normalisation = Literal["none", "lower", "letters"]
 
@@ -41,9 +44,10 @@ def normalise_text(text: str, how: Normalisation) -> str:
         raise UserError(f"text {text[:40]!r}: holds a control token or a character that stands for a speech unit")
     if how == "none":
         return " ".join(text.split())
+    text = unicodedata.normalize("NFC", text)  # accents that are characters of their own would cut words
     if how == "letters":
         text = re.sub(r"[^\w'\u2019 ]|_", " ", spoken_form(text))
-    text = text.lower().replace("\u2019", "'")
+    text = text.lower().replace("\u2019", "'").replace(_DOT_ABOVE, "")
     return " ".join(text.split())
 
 

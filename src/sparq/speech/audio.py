@@ -16,7 +16,7 @@ import struct
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 import soundfile
@@ -75,11 +75,16 @@ def load_audio(
             return _decode(name, io.BytesIO(path.read_bytes()), rate, part)
         if not path.is_file():
             raise UserError(f"{name}: {'is a folder' if path.is_dir() else 'no such file'}")
+        if not _is_utf8(name):
+            raise UserError(f"{name!r}: its name is not UTF-8 (rename it)")
         return _decode(name, name, rate, part)
     if not hasattr(source, "read"):
         raise UserError(f"recording: {type(source).__name__} (expected a file: its path, or one opened in binary mode)")
     name = str(getattr(source, "name", "audio"))
-    return _decode("standard input" if name == "<stdin>" else name, io.BytesIO(source.read()), rate, part)
+    file: Any = source
+    if isinstance(file, io.TextIOBase):
+        raise UserError(f"{name}: opened as text (expected a file opened in binary mode)")
+    return _decode("standard input" if name == "<stdin>" else name, io.BytesIO(file.read()), rate, part)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,7 +194,7 @@ def read_header(path: Path) -> tuple[int, float]:
     Returns:
         Zeros where that cannot be told.
     """
-    if not path.is_file():
+    if not path.is_file() or not _is_utf8(str(path)):
         return 0, 0.0
     if is_foreign(path):
         return foreign_header(path)
@@ -199,6 +204,15 @@ def read_header(path: Path) -> tuple[int, float]:
     except (soundfile.SoundFileError, RuntimeError, TypeError):
         return 0, 0.0
     return info.samplerate, float(info.duration)
+
+
+def _is_utf8(name: str) -> bool:
+    """Whether libsndfile, and those who read what is told of a file, can take its name."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def check_waveform(waveform: np.ndarray, name: str = "waveform") -> np.ndarray:
@@ -234,7 +248,7 @@ def save_audio(path: str | Path, waveform: np.ndarray, rate: int = RATE) -> None
     """
     path = Path(path)
     samples = np.clip(check_waveform(waveform, str(path)), -1.0, 1.0)
-    file_format = _format(path)
+    file_format = check_suffix(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         soundfile.write(temporary, samples, rate, format=file_format)
@@ -245,9 +259,14 @@ def save_audio(path: str | Path, waveform: np.ndarray, rate: int = RATE) -> None
         temporary.unlink(missing_ok=True)
 
 
-def _format(path: Path) -> str:
+def check_suffix(path: Path) -> str:
+    """Give the format that the end of a file's name asks for.
+
+    Raises:
+        UserError: there is none, or no folder that the file could be in.
+    """
     file_format = path.suffix[1:].upper()
-    if file_format not in soundfile.available_formats():
+    if file_format == "RAW" or file_format not in soundfile.available_formats():  # the former without a header
         raise UserError(f"{path}: {path.suffix or 'no suffix'} (expected .wav, .flac, .ogg or .mp3 at the end)")
     if not path.parent.is_dir():
         raise UserError(f"{path}: there is no folder {path.parent}")
@@ -283,7 +302,7 @@ def stream_audio(
             count += len(chunk)
         return count
     path = Path(target)
-    file_format = _format(path)
+    file_format = check_suffix(path)
     try:
         file = soundfile.SoundFile(path, "w", rate, 1, format=file_format)
     except (OSError, soundfile.SoundFileError) as error:

@@ -152,8 +152,10 @@ class Vocoder:
             A float32 waveform [frames · hop] per sequence, in −1 … 1.
 
         Raises:
-            UserError: an empty sequence, or a unit that the codebook does not have.
+            UserError: an empty sequence, a unit that the codebook does not have, or ``batch`` below 1.
         """
+        if batch < 1:
+            raise UserError(f"batch: {batch} (expected at least 1)")
         frames = [self._checked(sequence, index) for index, sequence in enumerate(sequences)]
         speakers = self._speaker(speaker, len(frames))
         if merged:
