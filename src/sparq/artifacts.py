@@ -17,6 +17,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -170,15 +171,19 @@ def share(folder: Path) -> None:
                 path.chmod(0o666 & ~umask)
 
 
-def require_writable(output: Path) -> None:
-    """Find out before the work that a folder can be made.
+def require_writable(path: Path) -> None:
+    """Find out before the work that a file or folder can be made, by making another one, of which nothing is left.
 
     Raises:
         UserError: the folder around it, or the nearest one above that is there, takes none.
     """
-    around = next(parent for parent in output.absolute().parents if parent.exists())
-    if not around.is_dir() or not os.access(around, os.W_OK):
-        raise UserError(f"{output}: cannot be written ({around} is no folder that can be written to)")
+    around = next(folder for folder in path.parents if folder.exists())
+    try:
+        with tempfile.NamedTemporaryFile(dir=around, prefix="."):
+            pass
+    except OSError as error:
+        told = f"no file can be made in {around}: {error.strerror}"
+        raise UserError(f"{path}: cannot be written ({told})") from error
 
 
 @contextlib.contextmanager

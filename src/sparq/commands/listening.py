@@ -24,7 +24,6 @@ from sparq.commands.arguments import (
 from sparq.commands.recordings import (
     Recording,
     find_recordings,
-    require_writable,
     transcript_files,
     transcript_format,
 )
@@ -82,12 +81,14 @@ def transcribe(given: argparse.Namespace) -> None:
 
 
 def _into_files(given: argparse.Namespace, form: str, wanted: list[tuple[Recording, Path]]) -> None:
+    from sparq.artifacts import require_writable
     from sparq.language.transcript import written
 
     waiting = {one: target for one, target in wanted if given.overwrite or not target.exists()}
     if len(waiting) < len(wanted):
         print(f"{len(wanted) - len(waiting)} there already (--overwrite makes them anew)", file=sys.stderr)
-    require_writable(waiting.values())
+    for target in {target.parent: target for target in waiting.values()}.values():
+        require_writable(target)
     with starting():
         kept = _unfinished(given, waiting)
     with _bar(list(waiting), quiet=False) as bar:

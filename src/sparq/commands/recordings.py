@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
-import tempfile
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
@@ -117,22 +116,3 @@ def transcript_files(given: argparse.Namespace, form: str, found: list[Recording
             raise UserError(f"{one.name}: {target} is already for {made[target].name}; transcribe them apart")
         made[target] = one
     return [(one, target) for target, one in made.items()]
-
-
-def require_writable(targets: Iterable[Path]) -> None:
-    """Find out that files can be written, before there is anything to write; nothing is left of it.
-
-    Raises:
-        UserError: a folder, or the nearest one above it that is there, takes no files.
-    """
-    tried = set()
-    for target in targets:
-        above = next(folder for folder in target.parents if folder.exists())
-        if above not in tried:
-            try:
-                with tempfile.NamedTemporaryFile(dir=above, prefix="."):
-                    tried.add(above)
-            except OSError as error:
-                raise UserError(
-                    f"-o: {target}: cannot be written (no file can be made in {above}: {error.strerror})"
-                ) from error

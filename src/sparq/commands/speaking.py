@@ -20,7 +20,6 @@ from sparq.commands.arguments import (
     read_settings,
     search_options,
 )
-from sparq.commands.recordings import require_writable
 from sparq.errors import UserError
 
 if TYPE_CHECKING:
@@ -168,10 +167,11 @@ def _text(given: str) -> str:
 
 def _require_place(output: str) -> None:
     """Find out before the work that speech can be written there."""
+    from sparq.artifacts import require_writable
     from sparq.speech.audio import check_suffix
 
     check_suffix(Path(output))
-    require_writable([Path(output)])
+    require_writable(Path(output))
 
 
 def _save_spoken(given: argparse.Namespace, spoken: tuple[Any, int]) -> None:
