@@ -281,11 +281,16 @@ def test_a_text_model_keeps_its_words_and_is_asked_for_them(tiny_run, copied, tm
     assert lm.vocabulary.text_size == words
     assert torch.equal(lm.model.get_input_embeddings().weight[:words], text_model.get_input_embeddings().weight)
     assert asked
+    # Another tokenizer is another vocabulary, under the same settings.
+    byte_tokenizer(tmp_path / "lm", [*texts, "What time is it, she asked."])
+    again = Run(load_recipe(tiny_run.recipe, [f"{key}={value}" for key, value in changed.items()]))
+    assert again.vocabulary_manifest.fingerprint != run.vocabulary_manifest.fingerprint
     # Nobody says what a text would be like to a model that speaks already.
     spoken = Run(load_recipe(tiny_run.recipe, [f"output={copied}", "adaptation.text_targets=model",
                                                f"model.name={tiny_run.folder}/{{sink}}/speechlm"]))  # fmt: skip
-    with pytest.raises(UserError, match="text_targets: model"):
-        spoken.adapted("none")
+    for late in (lambda: spoken.adapted("none"), spoken.check):
+        with pytest.raises(UserError, match="text_targets: model"):
+            late()
 
 
 @pytest.mark.parametrize(

@@ -177,7 +177,7 @@ def require_writable(path: Path) -> None:
     Raises:
         UserError: the folder around it, or the nearest one above that is there, takes none.
     """
-    around = next(folder for folder in path.parents if folder.exists())
+    around = next(folder for folder in path.absolute().parents if folder.exists())
     try:
         with tempfile.NamedTemporaryFile(dir=around, prefix="."):
             pass

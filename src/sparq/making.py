@@ -24,6 +24,7 @@ from sparq.attention import install
 from sparq.config import AdaptationConfig, AttentionConfig, VocabularyConfig, VocoderTrainingConfig
 from sparq.corpus.corpus import Corpus
 from sparq.corpus.utterance import Utterance
+from sparq.errors import UserError
 from sparq.evaluation.scoring import live_measure, task_examples
 from sparq.language.folder import no_progress_bars
 from sparq.language.likelihood import padded_batches
@@ -31,9 +32,9 @@ from sparq.language.speech_lm import SpeechLM
 from sparq.language.tasks import TASKS
 from sparq.language.vocabulary import ExtendedVocabulary, JointVocabulary, Vocabulary
 from sparq.language.writing import Writer
-from sparq.processes import is_first_process
 from sparq.quantization import BlockReport, QuantizationConfig, quantize
 from sparq.quantization.blocks import architecture
+from sparq.speech.encoder import load_encoder
 from sparq.speech.speaker import load_speaker_encoder
 from sparq.speech.vocoder import Vocoder, VocoderConfig
 from sparq.speech.vocoder_training import VocoderTraining, train_vocoder
@@ -130,7 +131,7 @@ def adapt_model(
         corpus: what it learns from.
         vocabulary: how that is written.
         config: how it learns.
-        folder: for the log; checkpoints are in it until the training is done.
+        folder: for the log and checkpoints, see `forget_checkpoints`.
         report: told of every step.
         rehearsed: what it shall not forget, drawn from as from the corpus.
         measure: taken live; None for everything that is known of the held-out part.
@@ -141,11 +142,13 @@ def adapt_model(
     if measure is None and held_out:
         measure = live_measure(vocabulary, held_out)
     with no_progress_bars():  # of checkpoints, across the one that shows the training
-        training = adapt(model, stream, config, folder, measure=measure, report=report, before=before)
-    if is_first_process():
-        for checkpoint in [*folder.glob("checkpoint-*"), *folder.glob(START)]:
-            shutil.rmtree(checkpoint)  # only needed while it trained
-    return training
+        return adapt(model, stream, config, folder, measure=measure, report=report, before=before)
+
+
+def forget_checkpoints(folder: Path) -> None:
+    """Remove what only a training that was stopped goes on from, once what it gave is saved."""
+    for checkpoint in [*folder.glob("checkpoint-*"), *folder.glob(START)]:
+        shutil.rmtree(checkpoint)
 
 
 def adapt_speechlm(
@@ -188,6 +191,7 @@ def adapt_speechlm(
 
     def build(work: Path) -> None:
         train(work).save(work / SPEECHLM)
+        forget_checkpoints(work / TRAINING)
 
     inputs = {"model": read_manifest(model, "speechlm").fingerprint, "corpus": corpus.fingerprint}
     stage = Stage(output.name, {"sink": sink, "adaptation": config}, inputs, build, join=train)
@@ -277,8 +281,14 @@ def make_vocoder(config: VocoderTrainingConfig, corpus: Corpus, folder: Path) ->
     """Train a vocoder on the recordings that a corpus kept, and write it into ``folder``.
 
     Raises:
-        UserError: the corpus kept no audio.
+        UserError: the corpus kept no audio, or its units are further apart than the frames of the preset, or nearer.
     """
+    shape, book = VocoderConfig.preset(config.preset, units=corpus.codebook.size), corpus.codebook
+    hop = load_encoder(book.encoder_name, book.layers).hop
+    if shape.hop != hop:
+        raise UserError(
+            f"vocoder.preset: {config.preset} has frames of {shape.hop} samples, but {book.encoder_name} units of {hop}"
+        )
     given = {name: getattr(config, name) for name in ("batch", "warmup_steps", "balance", "seed")}
     training = VocoderTraining.preset(config.preset, config.steps)
     encoder = None if config.speaker_encoder is None else load_speaker_encoder(config.speaker_encoder)
@@ -287,7 +297,7 @@ def make_vocoder(config: VocoderTrainingConfig, corpus: Corpus, folder: Path) ->
         corpus.recordings(),
         folder / TRAINING,
         corpus.codebook.meaning,
-        VocoderConfig.preset(config.preset, units=corpus.codebook.size, speaker_dim=speaker_dim),
+        dataclasses.replace(shape, speaker_dim=speaker_dim),
         dataclasses.replace(training, **{name: value for name, value in given.items() if value is not None}),
         encoder=encoder,
         start=None if config.start is None else Vocoder.load(_ready_vocoder(config.start)),

@@ -21,12 +21,13 @@ import shutil
 from collections.abc import Iterator
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedModel
 
 from sparq.adaptation.packed_linear import require_bitsandbytes
 from sparq.adaptation.start import new_model, pretrained_model
-from sparq.artifacts import Manifest, read_manifest, write_text
+from sparq.artifacts import Manifest, fingerprint, read_manifest, write_text
 from sparq.assets import language_model, ready_made
 from sparq.attention import install
 from sparq.config import QuantizationRow
@@ -42,6 +43,7 @@ from sparq.making import (
     TRAINING,
     Watcher,
     adapt_model,
+    forget_checkpoints,
     known,
     learn_vocabulary,
     make_vocoder,
@@ -110,12 +112,15 @@ class Run:
         if extends and name is None:
             raise UserError("vocabulary.mode: extend needs model.name (the pretrained model whose tokenizer is kept)")
         joint = recipe.vocabulary.name is None and not extends
-        if recipe.adaptation.text_targets == "model" and (name is None or joint):
+        taught = recipe.adaptation.text_targets == "model"
+        if taught and (name is None or joint):
             raise UserError(
                 "adaptation.text_targets: model needs model.name (the text model that textLM learns from) and "
                 "vocabulary.mode: extend (its words)"
             )
         for weights in dict.fromkeys(map(recipe.model.weights, recipe.attention.sinks)):
+            if taught and ready_made(str(weights), must_exist=False):
+                raise UserError(f"adaptation.text_targets: model (model.name: {weights} is a SpeechLM, no text model)")
             if weights is not None and ready_made(weights, must_exist=False) is None:
                 require_language_model(language_model(weights), "model.name")
                 if extends:
@@ -146,6 +151,8 @@ class Run:
         config = self.recipe.vocabulary
         ready = None if config.name is None else ready_made(config.name)
         inputs = self._corpus if ready is None else known(ready, "vocabulary")
+        if ready is None and config.mode == "extend":
+            inputs = {**inputs, "tokenizer": fingerprint(self._tokenizer().get_vocab())}
         return self._run(Stage("vocabulary", dataclasses.asdict(config), inputs, partial(self._vocabulary, ready)))
 
     @cached_property
@@ -158,10 +165,14 @@ class Run:
         if ready is not None:
             shutil.copytree(ready, work, dirs_exist_ok=True)
             return
-        config, tokenizer = self.recipe.vocabulary, None
-        if config.mode == "extend":
-            tokenizer = load_tokenizer(language_model(str(self.recipe.model.name)), "model.name")
+        config = self.recipe.vocabulary
+        tokenizer = self._tokenizer() if config.mode == "extend" else None
         learn_vocabulary(self.corpus, config, tokenizer, self.recipe.corpus.seed).save(work)
+
+    def _tokenizer(self) -> Any:
+        """Load the tokenizer that is extended: that of the model, or of the first of several."""
+        name = self.recipe.model.weights(self.recipe.attention.sinks[0])
+        return load_tokenizer(language_model(str(name)), "model.name")
 
     @cached_property
     def vocoder_manifest(self) -> Manifest:
@@ -222,6 +233,7 @@ class Run:
 
     def _adapt(self, sink: str, work: Path) -> None:
         self._speechlm(self._train(sink, work)).save(work / SPEECHLM)
+        forget_checkpoints(work / TRAINING)
 
     def _train(self, sink: str, work: Path) -> PreTrainedModel:
         recipe = self.recipe

@@ -117,10 +117,13 @@ def test_what_is_frozen_stays_frozen(model, stream):
     )
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "orthoadam"])
-def test_words_that_nothing_is_learnt_of_do_not_decay(model, optimizer):
-    """Adam makes a whole step of the smallest gradient, and in these two the decay is part of it."""
-    config = dataclasses.replace(MUON, optimizer=optimizer, weight_decay=1e-3)
+@pytest.mark.parametrize(
+    ("optimizer", "method"),
+    [("adam", "full"), ("orthoadam", "full"), ("adam", "lora"), ("adamw", "lora"), ("muon", "lora")],
+)
+def test_words_that_nothing_is_learnt_of_do_not_decay(model, optimizer, method):
+    """Adam makes a whole step of the smallest gradient, of which the decay is a part; under adapters words stay."""
+    config = dataclasses.replace(MUON, optimizer=optimizer, method=method, weight_decay=1e-3)
     before = copy.deepcopy(model)
     made = make_optimizer(model, config)
     for _ in range(3):

@@ -172,3 +172,19 @@ def test_speech_alone_needs_no_transcripts_and_text_alone_no_audio(tmp_path):
     assert [one.text for one in read_corpus(rows, audio=False)] == ["hi", "you"]
     lay_out(tmp_path / "l", {"s.jsonl": '{"audio": "n.wav"}\n', "n.wav": ""})
     assert [(one.id, one.text) for one in read_corpus(rows, text=False)] == [("n.wav", None)]
+
+
+def test_half_a_character_is_told_where_it_stands(tmp_path):
+    (tmp_path / "a.wav").write_bytes(b"")
+    row = '{"audio": "a.wav", "text": "hello \\ud83d there"}\n'
+    (tmp_path / "list.jsonl").write_text(row, encoding="utf-8")
+    with pytest.raises(UserError, match=r"list\.jsonl, line 1: text 'hello .*' holds half a character"):
+        list(read_corpus(tmp_path / "list.jsonl"))
+
+
+def test_a_list_that_is_damaged_inside_is_named(tmp_path):
+    packed = bytearray(gzip.compress("\n".join(str(7919 * n) for n in range(20_000)).encode()))
+    packed[2000:2100] = bytes(100)
+    (tmp_path / "text.txt.gz").write_bytes(packed)
+    with pytest.raises(UserError, match=r"text\.txt\.gz: "):
+        list(read_corpus(tmp_path / "text.txt.gz"))

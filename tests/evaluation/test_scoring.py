@@ -192,3 +192,12 @@ def test_live_measure_leaves_out_what_cannot_be_measured(lm):
     assert measured["held_out/textlm/loss"] != pytest.approx(alone["held_out/textlm/loss"])
     silent = live_measure(lm.vocabulary, [Utterance("only text", np.zeros(0, np.int64))])(lm.model)
     assert {name.split("/")[1] for name in silent} == {"textlm", "text"}
+
+
+def test_what_is_too_long_for_the_model_is_not_assessed(lm):
+    """A run must not end after its training because of one long recording that was held out."""
+    fitting = utterances(2)
+    endless = Utterance("and so on", np.arange(5 * UNITS * 4) % UNITS)
+    found, alone = (assess(lm, some, Judge(), CONFIG) for some in ([endless, *fitting], fitting))
+    assert found.transcripts == alone.transcripts
+    assert found.scores.speech_perplexity == pytest.approx(alone.scores.speech_perplexity)

@@ -210,6 +210,7 @@ WRONG = {
     "too many held out": ("few -o out --held-out 2", "few: of 3 different sentences 2 cannot be held out"),
     "a folder in the way": ("few -o silent --held-out 1", "silent: is in the way"),
     "a target that cannot be": ("few -o text.jsonl/out --held-out 1", "text.jsonl/out: cannot be written"),
+    "a ready corpus that holds out its own": ("{others} -o out --held-out 3", "--held-out: 3"),
     "no model": ("few -o out --model silent --held-out 1", "silent: not a SpARQ speechlm"),
     "a quantised model": ("few -o out --model {quantised} --held-out 1", "is quantised (simulated)"),
     "a deployed model": ("few -o out --model {deployed} --held-out 1", "small: is deployed; fine-tune the model"),

@@ -88,3 +88,10 @@ def test_parts_of_a_recording_count_by_their_length(monkeypatch, tmp_path):
     ]
     monkeypatch.setattr(recordings, "read_corpus", lambda _, **__: iter(parts))
     assert look_at(tmp_path) == Recordings(tmp_path.name, 2, 1, 8.0, {8000: 2}, 2)
+
+
+def test_passes_that_are_asked_for_are_not_cut_short_by_steps():
+    assert adaptation_config("lora", 600.0).steps is not None
+    config = adaptation_config("lora", 600.0, ["epochs=50"])
+    assert (config.epochs, config.steps) == (50, None)
+    assert adaptation_config("lora", 600.0, ["epochs=50", "steps=7"]).steps == 7

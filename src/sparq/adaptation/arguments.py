@@ -20,8 +20,11 @@ logger = logging.getLogger(__name__)
 
 
 def trainer_arguments(config: AdaptationConfig, folder: Path) -> TrainingArguments:
-    """Translate a configuration; checkpoints go to the folder."""
-    return TrainingArguments(
+    """Translate a configuration; checkpoints go to the folder.
+
+    A process trains on one GPU; several take a process each (torchrun).
+    """
+    made = TrainingArguments(
         output_dir=str(folder),
         per_device_train_batch_size=1,  # an item of the stream is a whole batch
         gradient_accumulation_steps=config.accumulate,
@@ -41,6 +44,9 @@ def trainer_arguments(config: AdaptationConfig, folder: Path) -> TrainingArgumen
         seed=config.seed,
         use_cpu=not torch.cuda.is_available(),
     )
+    # Else the Trainer would cut batches up between all GPUs that it sees, by threads, at places that mean nothing here.
+    made._n_gpu = min(1, made.n_gpu)  # noqa: SLF001 - as transformers itself does where it wants one
+    return made
 
 
 def _multiplies_bfloat16() -> bool:

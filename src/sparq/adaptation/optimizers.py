@@ -30,7 +30,8 @@ def make_optimizer(model: Any, config: AdaptationConfig) -> Optimizer:
         config: kind, learning rate, weight decay (in Adam and OrthoAdam part of the gradient, in the others apart),
             beta2, and the seed of OrthoAdam's transforms.
 
-    Where the decay is part of the gradient, embeddings and the output layer have none. A word that no text holds has no
+    Where the decay is part of the gradient, embeddings and the output layer have none, and none under adapters, where
+    words stay what they were. A word that no text holds has no
     other gradient, and Adam, which divides a gradient by its size, makes a whole step of the smallest decay: after a
     thousand steps at 1e-6 such words of SmolLM2-135M had a sixth of their length (results/by_hand.json,
     decay_of_words).
@@ -38,24 +39,27 @@ def make_optimizer(model: Any, config: AdaptationConfig) -> Optimizer:
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     rate: dict[str, Any] = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
     adam: dict[str, Any] = {**rate, "betas": (0.9, config.beta2), "fused": True}
-    if config.optimizer == "adamw":
-        return AdamW(trained, **adam)
-    if config.optimizer in ("adam", "orthoadam"):
-        tables = _tables(model)
-        by_token = [parameter for parameter in trained if id(parameter) in tables]
-        groups: list[dict[str, Any]] = [
-            {"params": by_token, "weight_decay": 0.0},
-            {"params": [parameter for parameter in trained if id(parameter) not in tables]},
-        ]
-        groups = [group for group in groups if group["params"]]
-        if config.optimizer == "adam":
-            return Adam(groups, **adam)
-        if by_token:
-            groups[0]["first_dimension"] = 1
+    part_of_gradient = config.optimizer in ("adam", "orthoadam")
+    spared = _tables(model) if part_of_gradient or config.method != "full" else set()
+    if config.optimizer == "muon":
+        matrices, others = _parted(model, trained)
+        parts: list[Optimizer] = [Muon(matrices, **rate)] if matrices else []
+        return Together([*parts, AdamW(_groups(others, spared), **adam)] if others else parts)
+    groups = _groups(trained, spared)
+    if config.optimizer == "orthoadam":
+        for group in groups:
+            if id(group["params"][0]) in spared:
+                group["first_dimension"] = 1
         return OrthoAdam(groups, seed=config.seed, **adam)
-    matrices, others = _parted(model, trained)
-    parts: list[Optimizer] = [Muon(matrices, **rate)] if matrices else []
-    return Together([*parts, AdamW(others, **adam)] if others else parts)
+    return (Adam if config.optimizer == "adam" else AdamW)(groups, **adam)
+
+
+def _groups(trained: Parameters, spared: set[int]) -> list[dict[str, Any]]:
+    """Part parameters into those that do not decay and the others, empty groups left out."""
+    tables = [parameter for parameter in trained if id(parameter) in spared]
+    others = [parameter for parameter in trained if id(parameter) not in spared]
+    groups: list[dict[str, Any]] = [{"params": tables, "weight_decay": 0.0}, {"params": others}]
+    return [group for group in groups if group["params"]]
 
 
 def _parted(model: Any, trained: Parameters) -> tuple[Parameters, Parameters]:

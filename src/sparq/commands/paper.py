@@ -129,12 +129,10 @@ def run_tables(given: argparse.Namespace) -> None:
 
 
 def _print_measured(kept: dict[str, Any]) -> None:
-    from sparq.paper.grid import SCORED
     from sparq.paper.layout import as_text, grids, title
 
     seeds = f"{kept['seeds']} seed{'s' if kept['seeds'] > 1 else ''}"
-    beside = f", printed numbers of {kept['stands_for']}" if kept["table"] in SCORED else ""
-    print(f"\n{title(kept)}; scale {kept['scale']}, {seeds}{beside}")
+    print(f"\n{title(kept)}; scale {kept['scale']}, {seeds}")
     for caption, grid in grids(kept):
         print(f"\n{caption}" if caption else "")
         print(as_text(grid))

@@ -34,7 +34,7 @@ def add_speak(made: Any) -> None:
     command.add_argument("text", help="the text, or '-' for standard input")
     text = "a .wav, .flac, .ogg or .mp3 file, or '-' for standard output (wav, as it is spoken)"
     command.add_argument("-o", "--output", required=True, help=text)
-    _add_voice(command, "default: the vocoder's first")
+    _add_voice(command, "default: the vocoder's own")
     command.add_argument("--stream", action="store_true", help="write the file as it is spoken; greedy by default")
     command.add_argument("--raw", action="store_true", help="to standard output: 16-bit samples without a header")
     add_model(command)

@@ -18,7 +18,15 @@ from typing import Any
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from sparq.artifacts import MANIFEST, fingerprint, read_manifest, require_match, write_manifest, write_text
+from sparq.artifacts import (
+    MANIFEST,
+    fingerprint,
+    read_manifest,
+    require_match,
+    require_writable,
+    write_manifest,
+    write_text,
+)
 from sparq.config import CorpusConfig
 from sparq.corpus.codebook import codebook_on_plan, load_codebook
 from sparq.corpus.corpus import CODEBOOK, SHARDS, STATISTICS, Corpus, shard_paths
@@ -83,6 +91,7 @@ def build_corpus(config: CorpusConfig, folder: Path, *, quiet: bool = False, ove
     above = next(path for path in (folder, *folder.parents) if path.exists())
     if not above.is_dir():
         raise UserError(f"{above}: is in the way (it is no folder)")
+    require_writable(folder / MANIFEST)
     _build(config, plan_corpus(config), folder, quiet=quiet, overwrite=overwrite)
     return Corpus.load(folder)
 

@@ -79,6 +79,8 @@ def _supervisions(listing: Path) -> Found:
                 raise UserError(f"{where}: recording {row['recording_id']} is not in {recordings.name}")
             yield _utterance(row, files[row["recording_id"]], 0.0, listing, where), where
         except (KeyError, TypeError, ValueError) as error:
+            if isinstance(error, UserError):
+                raise
             raise UserError(f"{where}: not a supervision of Lhotse ({error!r})") from error
 
 
@@ -94,6 +96,8 @@ def _cuts(listing: Path) -> Found:
             for one in said:
                 yield _utterance({"channel": row["channel"], **one}, recording, start, listing, where), where
         except (KeyError, TypeError, ValueError, AssertionError) as error:
+            if isinstance(error, UserError):
+                raise
             raise UserError(f"{where}: not a cut of Lhotse ({error!r})") from error
 
 

@@ -122,6 +122,10 @@ def _transcribed(found: Found, left_out: Counter[str]) -> Found:
 
 
 def _check(recording: Recording, where: str, *, audio: bool, text: bool) -> None:
+    for name in ("id", "text", "speaker"):
+        value = getattr(recording, name)
+        if value and any("\ud800" <= character <= "\udfff" for character in value):
+            raise UserError(f"{where}: {name} {value!r} holds half a character, or bytes that are not UTF-8")
     if text and recording.text is None:
         raise UserError(f"{where}: {recording.id} has no transcript (speech alone is of kind audio-only)")
     if text and not recording.text:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gzip
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -54,7 +55,7 @@ def lines_of(path: Path) -> Iterator[tuple[str, str]]:
                     yield line.strip("\r\n"), f"{path}, line {number}"
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
-    except (OSError, EOFError) as error:  # a gzip file that ends early is an EOFError
+    except (OSError, EOFError, zlib.error) as error:  # a gzip file that ends early, and one that is damaged inside
         raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
 
 

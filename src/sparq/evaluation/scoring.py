@@ -81,6 +81,12 @@ def _serving(vocabulary: Vocabulary, utterances: Sequence[Utterance], task: str)
     return [u for u in utterances if u.serves(TASKS[task]) and (not u.text or vocabulary.write_text(u.text))]
 
 
+def _fitting(vocabulary: Vocabulary, utterances: Sequence[Utterance], task: str, positions: int) -> list[Utterance]:
+    serving = _serving(vocabulary, utterances, task)
+    examples = _task_examples(vocabulary, serving, task)
+    return [one for one, its in zip(serving, examples, strict=True) if len(its.input_ids) <= positions]
+
+
 def assess(
     lm: SpeechLM,
     utterances: Sequence[Utterance],
@@ -92,8 +98,9 @@ def assess(
 
     Args:
         lm: the model, with a vocoder.
-        utterances: held out from its training; the first ``config.sentences`` that serve a task are used for it, and a
-            task that none serves (for want of text or of speech) has no score.
+        utterances: held out from its training; the first ``config.sentences`` that serve a task, and fit into the
+            model's positions, are used for it, and a task that none serves (for want of text or of speech) has no
+            score.
         judge: recogniser that hears what the model says.
         config: how many sentences, and how the model searches.
         progress: told what is done next.
@@ -101,7 +108,8 @@ def assess(
     Raises:
         UserError: there are no utterances, or the model cannot speak.
     """
-    chosen = {task: _serving(lm.vocabulary, utterances, task)[: config.sentences] for task in TASKS}
+    positions = lm.model.config.max_position_embeddings
+    chosen = {task: _fitting(lm.vocabulary, utterances, task, positions)[: config.sentences] for task in TASKS}
     examples = {task: _task_examples(lm.vocabulary, some, task) for task, some in chosen.items() if some}
     if not examples:
         raise UserError("evaluation: there is not one held-out utterance")

@@ -44,6 +44,8 @@ def adaptation_config(method: str, seconds: float, settings: Sequence[str] = ())
         "schedule": "linear",
         **_by_method(method),
     }
+    if any(setting.startswith("epochs=") for setting in settings):
+        del chosen["steps"]  # the first end would win
     return parse(AdaptationConfig, with_overrides(chosen, settings), "sparq finetune")
 
 

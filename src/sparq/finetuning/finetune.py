@@ -36,7 +36,7 @@ from sparq.language.card import CARD, card_licence, model_card
 from sparq.language.listening import LISTENING_IN_VIEWS
 from sparq.language.speech_lm import SpeechLM
 from sparq.language.vocabulary import Vocabulary
-from sparq.making import SPEECHLM, TRAINING, Watcher, adapt_model
+from sparq.making import SPEECHLM, TRAINING, Watcher, adapt_model, forget_checkpoints
 from sparq.quantization.blocks import architecture
 from sparq.schema import dump
 from sparq.stages import Stage, StageEvent, read_stage, require_same, run_stage
@@ -86,6 +86,8 @@ class FineTuning:
         _refuse_low_bits(model)
         _require_free(output)
         self._ready = is_corpus(folder)
+        if self._ready and held_out is not None:
+            raise UserError(f"--held-out: {held_out} ({folder} is a corpus, which has held out its own)")
         if self._ready:
             known = read_manifest(folder, "corpus").fingerprint
             self._corpus_stage = None
@@ -171,6 +173,7 @@ class FineTuning:
 
     def _build(self, work: Path) -> None:
         self._train(work).save(work / SPEECHLM)
+        forget_checkpoints(work / TRAINING)
 
     def _train(self, work: Path) -> SpeechLM:
         lm = SpeechLM.load(self.model)

@@ -98,12 +98,17 @@ def _number(number: float | None, digits: int = 1) -> str:
 
 def _beside(kept: Data, row: Data) -> Any:
     """Give what is printed of a row: of the model that the scale stands for, or else of the only one."""
-    printed = row["printed"]
-    return printed.get(kept["stands_for"]) or next(iter(printed.values()), None)
+    return row["printed"].get(_printed_of(kept, row))
+
+
+def _printed_of(kept: Data, row: Data) -> str:
+    """Name the model whose numbers are printed of a row."""
+    printed, wanted = row["printed"], kept["stands_for"]
+    return wanted if wanted in printed else next(iter(printed), wanted)
 
 
 def _scores(kept: Data) -> Grid:
-    model = kept["stands_for"]
+    model = _printed_of(kept, kept["rows"][0])
     head = ["attention", "sink", "adaptation, quantisation", "bits", *_SCORES]
     head += [f"{model}: {name}" if i == 0 else name for i, name in enumerate(_SCORES)]
     rows = []
@@ -121,7 +126,7 @@ def _improvements(kept: Data) -> Grid:
     printed: dict[tuple[str, str], dict[str, Any]] = {
         (row["setting"], row["bits"]): _beside(kept, row) for row in kept["rows"] if row["attention"] == "vanilla"
     }
-    head += [f"{kept['stands_for']}: of drops", "of scores"]
+    head += [f"{_printed_of(kept, kept['rows'][0])}: of drops", "of scores"]
     rows = []
     for row in kept["rows"]:
         ordinary = printed.get((row["setting"], row["bits"]))
