@@ -110,6 +110,7 @@ WRONG = {
     "units of a missing codebook": ("units {audio} --codebook nowhere", "nowhere"),
     "vocoder of no corpus": ("vocoder said -o out", "said: not a SpARQ corpus"),
     "vocoder that starts from nothing": ("vocoder {corpus} -o out start=nowhere", "nowhere: no such shipped weights"),
+    "vocoder of another hop": ("vocoder {corpus} -o out --preset paper", "paper has frames of 320 samples"),
     "vocoder with an unknown setting": ("vocoder {corpus} -o out spets=1", "spets"),
 }  # fmt: skip
 
