@@ -119,12 +119,14 @@ class Run:
                 "vocabulary.mode: extend (its words)"
             )
         for weights in dict.fromkeys(map(recipe.model.weights, recipe.attention.sinks)):
-            if taught and ready_made(str(weights), must_exist=False):
-                raise UserError(f"adaptation.text_targets: model (model.name: {weights} is a SpeechLM, no text model)")
-            if weights is not None and ready_made(weights, must_exist=False) is None:
+            if weights is None:
+                continue
+            if ready_made(weights, must_exist=False) is None:
                 require_language_model(language_model(weights), "model.name")
                 if extends:
                     load_tokenizer(language_model(weights), "model.name")
+            elif taught:
+                raise UserError(f"adaptation.text_targets: model (model.name: {weights} is a SpeechLM, no text model)")
 
     def _run(self, stage: Stage) -> Manifest:
         if stage.name not in self._done:

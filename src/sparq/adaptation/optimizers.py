@@ -31,10 +31,9 @@ def make_optimizer(model: Any, config: AdaptationConfig) -> Optimizer:
             beta2, and the seed of OrthoAdam's transforms.
 
     Where the decay is part of the gradient, embeddings and the output layer have none, and none under adapters, where
-    words stay what they were. A word that no text holds has no
-    other gradient, and Adam, which divides a gradient by its size, makes a whole step of the smallest decay: after a
-    thousand steps at 1e-6 such words of SmolLM2-135M had a sixth of their length (results/by_hand.json,
-    decay_of_words).
+    words stay what they were. A word that no text holds has no other gradient, and Adam, which divides a gradient by
+    its size, makes a whole step of the smallest decay: after a thousand steps at 1e-6 such words of SmolLM2-135M had a
+    sixth of their length (results/by_hand.json, decay_of_words).
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     rate: dict[str, Any] = {"lr": config.learning_rate, "weight_decay": config.weight_decay}

@@ -237,11 +237,12 @@ def _check_additions(model: Any, base: PreTrainedModel, settings: AttentionSetti
     if settings.gated and width % heads:
         raise UserError(f"gate: hidden_size {width} cannot be cut into slices for {heads} heads")
     before = _recorded(base)
-    quantization = getattr(base.config, "quantization_config", None)
-    if getattr(quantization, "quant_method", None) == SIMULATED and before.gated != settings.gated:
+    quantization: Any = getattr(base.config, "quantization_config", None)
+    simulated = getattr(quantization, "quant_method", None) == SIMULATED
+    if simulated and before.gated != settings.gated:
         # Where a norm feeds a gate, quantisation has left alone what it would have scaled otherwise.
         raise UserError(f"gate: {settings.gate!r} cannot be changed in a quantised model; install it before")
-    if quantization is not None and before.sums_to_one != settings.sums_to_one and _shifted(quantization):
+    if simulated and quantization.settings.shifts and before.sums_to_one != settings.sums_to_one:
         # Shifts of the values went through the probabilities, which summed to 1; with a sink they do not.
         raise UserError(f"sink: {settings.sink!r} cannot replace {before.sink!r} in a model that was quantised with it")
     wanted = {"sink_logit": settings.sink == "learned", "head_gate": settings.gated}
@@ -253,10 +254,6 @@ def _check_additions(model: Any, base: PreTrainedModel, settings: AttentionSetti
             f"{new[0]}: would be trained but not saved with the adapters; "
             f"install the attention first, then add adapters with modules_to_save={new}"
         )
-
-
-def _shifted(quantization: Any) -> bool:
-    return getattr(quantization, "quant_method", None) == SIMULATED and bool(quantization.settings.shifts)
 
 
 def _new_gate(base: PreTrainedModel, module: nn.Module, settings: AttentionSettings, layer: int) -> HeadGate:

@@ -23,8 +23,7 @@ from sparq.attention.install import attend, attention_modules, installed, suppor
 from sparq.attention.settings import AttentionSettings
 from sparq.attention.softmax import repeat_heads
 
-_NAME = "sparq_observed"
-_one_at_a_time = threading.Lock()  # whoever looks has that name for itself
+_one_at_a_time = threading.Lock()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,20 +89,16 @@ def _observed(model: Any, see: See) -> Iterator[None]:
     base = supported_model(model)
     settings = installed(base) or AttentionSettings("none")
     layers = {id(module): index for index, (_, module) in enumerate(attention_modules(base))}
-    function = functools.partial(
-        _observe,
-        settings=dataclasses.replace(settings, implementation="plain"),
-        layers=layers,
-        see=see,
-        thread=threading.get_ident(),
-    )
-    AttentionInterface.register(_NAME, function)
-    AttentionMaskInterface.register(_NAME, sdpa_mask)
+    plain = dataclasses.replace(settings, implementation="plain")
+    name = f"{plain.name}_observed"
+    function = functools.partial(_observe, settings=plain, layers=layers, see=see, thread=threading.get_ident())
+    AttentionInterface.register(name, function)
+    AttentionMaskInterface.register(name, sdpa_mask)
     before = base.config._attn_implementation
-    base.config._attn_implementation = _NAME
+    base.config._attn_implementation = name
     try:
         yield
     finally:
         base.config._attn_implementation = before
-        AttentionInterface._global_mapping.pop(_NAME)
-        AttentionMaskInterface._global_mapping.pop(_NAME)
+        # The name stays, without anyone who looks: another thread may have read it from the model just now.
+        AttentionInterface.register(name, functools.partial(attend, settings=plain))

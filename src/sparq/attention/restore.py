@@ -27,14 +27,14 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import cached_file
 
 from sparq.artifacts import write_text
-from sparq.attention.install import ADDED_MODULES, CONFIG_KEY, attention_modules, base_model, install
+from sparq.attention.install import ADDED_MODULES, CONFIG_KEY, SIMULATED, attention_modules, base_model, install
 from sparq.attention.settings import AttentionSettings
 from sparq.errors import UserError
 
 ADAPTER_RECORD = "sparq_attention.json"
 _WEIGHTS = "model.safetensors"
 # What transformers calls a quantisation of ours → the module, of a higher room, that makes its layers known to it.
-_QUANTISED = {"sparq": "sparq.quantization.simulate", "sparq_deployment": "sparq.deployment.in_torch"}
+_QUANTISED = {SIMULATED: "sparq.quantization.simulate", "sparq_deployment": "sparq.deployment.in_torch"}
 _HUB = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 _ADDED = re.compile(rf"\.({'|'.join(ADDED_MODULES)})\.\w+$")
 

@@ -8,8 +8,9 @@ error rate of a recogniser on what it says (TTS, vocoder included): Tables 1, 2 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from transformers import PreTrainedModel
 
@@ -73,7 +74,11 @@ def task_examples(vocabulary: Vocabulary, utterances: Sequence[Utterance], task:
 
 def _task_examples(vocabulary: Vocabulary, utterances: Sequence[Utterance], task: str) -> list[Example]:
     chosen = _serving(vocabulary, utterances, task)
-    return [example(TASKS[task], vocabulary, text=u.text, units=u.units) for u in chosen]
+    return [_example(vocabulary, one, task) for one in chosen]
+
+
+def _example(vocabulary: Vocabulary, utterance: Utterance, task: str) -> Example:
+    return example(TASKS[task], vocabulary, text=utterance.text, units=utterance.units)
 
 
 def _serving(vocabulary: Vocabulary, utterances: Sequence[Utterance], task: str) -> list[Utterance]:
@@ -81,10 +86,14 @@ def _serving(vocabulary: Vocabulary, utterances: Sequence[Utterance], task: str)
     return [u for u in utterances if u.serves(TASKS[task]) and (not u.text or vocabulary.write_text(u.text))]
 
 
-def _fitting(vocabulary: Vocabulary, utterances: Sequence[Utterance], task: str, positions: int) -> list[Utterance]:
-    serving = _serving(vocabulary, utterances, task)
-    examples = _task_examples(vocabulary, serving, task)
-    return [one for one, its in zip(serving, examples, strict=True) if len(its.input_ids) <= positions]
+def _fitting(
+    model: PreTrainedModel, vocabulary: Vocabulary, utterances: Sequence[Utterance], task: str
+) -> Iterator[tuple[Utterance, Example]]:
+    """Give what serves a task, and its example, where that is no longer than the model's positions."""
+    for one in _serving(vocabulary, utterances, task):
+        written = _example(vocabulary, one, task)
+        if len(written.input_ids) <= model.config.max_position_embeddings:
+            yield one, written
 
 
 def assess(
@@ -108,9 +117,10 @@ def assess(
     Raises:
         UserError: there are no utterances, or the model cannot speak.
     """
-    positions = lm.model.config.max_position_embeddings
-    chosen = {task: _fitting(lm.vocabulary, utterances, task, positions)[: config.sentences] for task in TASKS}
-    examples = {task: _task_examples(lm.vocabulary, some, task) for task, some in chosen.items() if some}
+    fitting = {task: _fitting(lm.model, lm.vocabulary, utterances, task) for task in TASKS}
+    taken = {task: list(itertools.islice(some, config.sentences)) for task, some in fitting.items()}
+    chosen = {task: [one for one, _ in some] for task, some in taken.items()}
+    examples = {task: [written for _, written in some] for task, some in taken.items() if some}
     if not examples:
         raise UserError("evaluation: there is not one held-out utterance")
     chosen_from = dataclasses.replace(SPEAKING, draws=config.draws) if config.draws > 1 else GenerationOptions()
@@ -213,5 +223,4 @@ def task_losses(
 def _examples_that_fit(
     model: PreTrainedModel, vocabulary: Vocabulary, utterances: Sequence[Utterance], task: str
 ) -> list[Example]:
-    made = _task_examples(vocabulary, utterances, task)
-    return [one for one in made if len(one.input_ids) <= model.config.max_position_embeddings]
+    return [written for _, written in _fitting(model, vocabulary, utterances, task)]
