@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from sparq.artifacts import new_folder
+from sparq.artifacts import named_folder, new_folder
 from sparq.errors import UserError
 from sparq.stages import Stage, StageEvent, read_stage, run_stage
 
@@ -255,7 +255,7 @@ def test_root_that_is_a_file(tmp_path):
         Recorder().run(tmp_path / "run", size=1)
 
 
-@pytest.mark.parametrize("name", ["", "..", "a/b", ".hidden", "a b"])
+@pytest.mark.parametrize("name", ["", "..", ".", "a/b", "a/"])
 def test_names_that_are_not_folder_names(name):
     with pytest.raises(UserError, match="not a name"):
         Stage(name, {}, {}, lambda _: None)
@@ -374,3 +374,36 @@ def test_further_processes_wait_for_the_first_and_join_in_its_work(tmp_path, mon
     joined.clear()
     assert run_stage(tmp_path, shared).fingerprint == shared.fingerprint
     assert not joined.is_set()  # what is complete is not joined in
+
+
+@pytest.mark.parametrize("name", [".hidden", "a b", "größer", "a[1]*"])
+def test_names_that_a_user_may_give(tmp_path, name):
+    def fails(folder: Path) -> None:
+        (folder / "half").touch()
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        run_stage(tmp_path, Stage(name, {"size": 1}, {}, fails))
+    (tmp_path / name).mkdir()  # where nothing is, nothing is lost
+    run_stage(tmp_path, Stage(name, {"size": 2}, {}, lambda folder: (folder / "made.txt").touch()))
+    assert names(tmp_path) == [name]
+    assert names(tmp_path / name) == ["made.txt", "stage.json"]
+
+
+def test_a_folder_behind_a_link_is_replaced_and_the_link_stays(tmp_path, monkeypatch):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "disk" / "model")
+    for text in ("first", "second"):
+        with new_folder(tmp_path / "link") as made:
+            (made / "made.txt").write_text(text)
+        assert (tmp_path / "disk" / "model" / "made.txt").read_text() == text
+    assert (tmp_path / "link").is_symlink()
+    assert (names(tmp_path), names(tmp_path / "disk")) == (["disk", "link"], ["model"])
+    monkeypatch.chdir(tmp_path / "link")
+    for name in (".", "..", "/", str(tmp_path / "link"), ""):
+        if name == "..":
+            assert named_folder(Path(name)) == tmp_path / "disk"
+            continue
+        with pytest.raises(UserError, match=r"is in the way .expected a new folder's name"):
+            named_folder(Path(name))
+    assert named_folder(Path("new")) == Path("new")

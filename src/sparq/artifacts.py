@@ -171,6 +171,20 @@ def share(folder: Path) -> None:
                 path.chmod(0o666 & ~umask)
 
 
+def named_folder(path: Path) -> Path:
+    """Give the place of a folder that is to be made: of a symbolic link the folder behind it, so that the link stays.
+
+    Raises:
+        UserError: it is the folder that this process works in, or the root: neither can be put in place by its name.
+    """
+    place = Path(path)
+    if place.is_symlink() or place.name in ("", ".."):
+        place = place.resolve()
+    if not place.name or place.absolute() == Path.cwd():
+        raise UserError(f"{path}: is in the way (expected a new folder's name; this is {place.absolute()})")
+    return place
+
+
 def require_writable(path: Path) -> None:
     """Find out before the work that a file or folder can be made, by making another one, of which nothing is left.
 
@@ -192,8 +206,11 @@ def new_folder(path: Path) -> Iterator[Path]:
 
     An older folder of that name is replaced only then; when the block raises, it stays and nothing else is left. Its
     files are as readable as any that the user makes.
+
+    Raises:
+        UserError: the name is none (:func:`named_folder`).
     """
-    path = Path(path)
+    path = named_folder(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     shutil.rmtree(temporary, ignore_errors=True)

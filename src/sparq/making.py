@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from sparq.adaptation.ends import START
 from sparq.adaptation.examples import ExampleStream
 from sparq.adaptation.training import HISTORY, Measure, Report, Training, adapt
-from sparq.artifacts import fingerprint, read_manifest, require_match
+from sparq.artifacts import fingerprint, named_folder, read_manifest, require_match
 from sparq.assets import ready_made
 from sparq.attention import install
 from sparq.config import AdaptationConfig, AttentionConfig, VocabularyConfig, VocoderTrainingConfig
@@ -193,6 +193,7 @@ def adapt_speechlm(
         train(work).save(work / SPEECHLM)
         forget_checkpoints(work / TRAINING)
 
+    output = named_folder(output)
     inputs = {"model": read_manifest(model, "speechlm").fingerprint, "corpus": corpus.fingerprint}
     stage = Stage(output.name, {"sink": sink, "adaptation": config}, inputs, build, join=train)
     run_stage(output.parent, stage, watcher.stage, overwrite=overwrite)
@@ -216,6 +217,7 @@ def quantize_speechlm(
         UserError: the corpus has units of another codebook, or the output is a folder that no run made, or one that was
             made with other settings or inputs and is not to be replaced (``overwrite``).
     """
+    output = named_folder(output)
     inputs = {"model": read_manifest(model, "speechlm").fingerprint, "corpus": corpus.fingerprint}
     build = partial(quantize_into, model, corpus, config, watcher=watcher)
     run_stage(output.parent, Stage(output.name, dataclasses.asdict(config), inputs, build), overwrite=overwrite)
@@ -255,6 +257,7 @@ def vocoder_folder(config: VocoderTrainingConfig, corpus: Corpus, output: Path, 
         UserError: the corpus kept no audio, or the output is a folder that no run made, or one that was made with other
             settings or inputs and is not to be replaced (``overwrite``).
     """
+    output = named_folder(output)
     inputs = {"corpus": corpus.fingerprint, **vocoder_start(config)}
     build = partial(make_vocoder, config, corpus)
     run_stage(output.parent, Stage(output.name, dataclasses.asdict(config), inputs, build), overwrite=overwrite)

@@ -17,9 +17,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
+import glob
 import json
 import os
-import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -56,8 +56,8 @@ class Stage:
     join: Callable[[Path], object] | None = None
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
-            raise UserError(f"stage {self.name!r}: not a name (expected letters, digits, '.', '_' and '-')")
+        if Path(self.name).name != self.name or self.name in ("", ".."):
+            raise UserError(f"stage {self.name!r}: not a name (expected that of a folder)")
 
     @property
     def kind(self) -> str:
@@ -128,8 +128,7 @@ def run_stage(
             if done is not None and done.fingerprint == wanted:
                 on_event(StageEvent(stage.name, "skipped", folder))
                 return done
-            if done is None and folder.exists():
-                raise UserError(f"{folder}: is in the way (it has no {RECORD}, so no run made it; move it elsewhere)")
+            require_free(folder)
             if not overwrite:
                 require_same(folder, stage)
             work = _unfinished(folder, wanted)
@@ -157,6 +156,17 @@ def read_stage(folder: Path) -> Manifest | None:
         return None
 
 
+def require_free(folder: Path) -> None:
+    """Refuse to replace what no run made; a folder with nothing in it may be.
+
+    Raises:
+        UserError: something else has the name.
+    """
+    taken = folder.exists() and not (folder.is_dir() and not any(folder.iterdir()))
+    if taken and read_stage(folder) is None:
+        raise UserError(f"{folder}: is in the way (it has no {RECORD}, so no run made it; move it elsewhere)")
+
+
 def require_same(folder: Path, stage: Stage) -> None:
     """Refuse to replace what was made with other settings or inputs.
 
@@ -165,12 +175,7 @@ def require_same(folder: Path, stage: Stage) -> None:
     """
     done = read_stage(folder)
     if done is not None and done.fingerprint != stage.fingerprint:
-        raise made_otherwise(folder)
-
-
-def made_otherwise(folder: Path) -> UserError:
-    """Give the error of a folder that is replaced only when that is asked for."""
-    return UserError(f"{folder}: was made with other settings or inputs; overwrite it, or choose another name")
+        raise UserError(f"{folder}: was made with other settings or inputs; overwrite it, or choose another name")
 
 
 def _unfinished(folder: Path, wanted: str) -> Path:
@@ -225,7 +230,7 @@ def _put_in_place(work: Path, folder: Path) -> None:
 
 def _forget_others(folder: Path) -> None:
     """Remove unfinished work for other settings."""
-    for left in folder.parent.glob(f".{folder.name}.{'[0-9a-f]' * 16}.partial"):
+    for left in folder.parent.glob(f".{glob.escape(folder.name)}.{'[0-9a-f]' * 16}.partial"):
         shutil.rmtree(left, ignore_errors=True)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from sparq.commands.corpora import _file_name
 from sparq.speech.audio import load_audio
 
 
@@ -16,6 +17,12 @@ def test_assets(sparq):
     assert found["hibari"]["missing"] is None
     _, out, _ = sparq("assets")
     assert len(out.splitlines()) == len(found)
+
+
+def test_every_voice_has_a_file_of_its_own():
+    assert [_file_name(name) for name in ("hibari", "piper:/v/en.onnx", "piper:/v/en.onnx#p1", "piper:/v/en.onnx#p2")] == [
+        "hibari", "en", "en-p1", "en-p2",
+    ]  # fmt: skip
 
 
 def test_voices(sparq, tmp_path, monkeypatch):

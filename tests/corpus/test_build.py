@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -36,7 +37,7 @@ from sparq.speech.level import levelled
 from sparq.speech.phones import PAUSE, pronounce
 from sparq.speech.views import other_views
 from sparq.speech.voices import load_voice
-from sparq.stages import run_stage
+from sparq.stages import StageEvent, run_stage
 
 SENTENCES = [
     "The train leaves at half past nine.", "She'd like a garden.", "A neighbour said.", "Nothing was found there.",
@@ -96,7 +97,7 @@ def test_columns_and_statistics(config, corpus):
     assert told["hours_of_audio_per_hour"] > 1
     assert told["skipped"] == []
     assert sorted(path.name for path in corpus.folder.iterdir()) == [
-        "codebook", "shards", "sparq.json", "statistics.json",
+        "codebook", "shards", "sparq.json", "stage.json", "statistics.json",
     ]  # fmt: skip
 
 
@@ -220,7 +221,7 @@ def test_killed_in_the_middle_and_finished_with_another_number_of_processes(conf
     settings = json.dumps(dump(dataclasses.replace(config, processes=2)))
     process = subprocess.Popen([sys.executable, str(script), settings, str(folder)], start_new_session=True)
     try:
-        while not list((folder / "shards").glob("0*")):
+        while not list(tmp_path.glob(".corpus.*.partial/shards/0*")):
             assert process.poll() is None
             time.sleep(0.002)
         workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
@@ -236,12 +237,12 @@ def test_killed_in_the_middle_and_finished_with_another_number_of_processes(conf
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
-    before = {path: path.stat().st_mtime_ns for path in (folder / "shards").glob("0*")}
+    before = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob(".corpus.*.partial/shards/0*")}
     assert 0 < len(before) < len(list((corpus.folder / "shards").iterdir()))
     with pytest.raises(UserError, match="not a SpARQ corpus folder"):
         Corpus.load(folder)
     finished = build_corpus(config, folder, quiet=True)
-    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert {name: (folder / "shards" / name).stat().st_mtime_ns for name in before} == before
     assert content(folder) == content(corpus.folder)
     assert finished.fingerprint == corpus.fingerprint
 
@@ -273,6 +274,34 @@ def test_a_complete_corpus_is_left_as_it_is_and_replaced_only_when_that_is_asked
     assert content(folder) == content(corpus.folder)
     anew = build_corpus(changed, folder, quiet=True, overwrite=True)
     assert [u.text for u in anew.utterances("train")] == ["Good morning."]
+    # What the sentences may teach is in no sentence, and still another corpus.
+    asr = dataclasses.replace(changed, sources=(dataclasses.replace(source, tasks=("textlm",)),))
+    with pytest.raises(UserError, match="corpus: was made with other settings or inputs; overwrite it, or choose"):
+        build_corpus(asr, folder, quiet=True)
+    told = build_corpus(asr, folder, quiet=True, overwrite=True).utterances("train")
+    assert [name for name, task in TASKS.items() if told[0].serves(task)] == ["textlm"]
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["corpus", "small.tsv"]
+
+
+def test_two_that_build_one_corpus_at_once_do_not_get_in_each_others_way(config, corpus, tmp_path):
+    units = UnitsConfig(name=str(corpus.folder / "codebook"))
+    ready, refused = dataclasses.replace(config, units=units), []
+
+    def meanwhile(event: StageEvent) -> None:
+        if event.state == "started":
+            other = multiprocessing.get_context("spawn").Process(target=_refused, args=(ready, tmp_path / "corpus"))
+            other.start()
+            other.join()
+            refused.append(other.exitcode)
+
+    run_stage(tmp_path, corpus_stage(ready, quiet=True), meanwhile)
+    assert refused == [0]
+    assert content(tmp_path / "corpus") == content(corpus.folder)
+
+
+def _refused(config: CorpusConfig, folder: Path) -> None:
+    with pytest.raises(UserError, match="is working on it; wait for it or end it"):
+        build_corpus(config, folder, quiet=True)
 
 
 @pytest.fixture
@@ -315,7 +344,8 @@ def test_what_cannot_be_used_is_skipped_and_told(config, corpus, recordings):
             build_corpus(
                 dataclasses.replace(config, sources=(source,), units=units), folder, quiet=True, overwrite=True
             )
-        assert not folder.exists()
+        assert [u.text for u in Corpus.load(folder).utterances("train")] == ["Come back soon!"]  # what was made stays
+        assert sorted(path.name for path in folder.parent.iterdir()) == ["corpus", "recordings"]
 
 
 def test_parts_that_were_not_made_for_each_other(config, corpus, tmp_path):

@@ -118,3 +118,17 @@ def test_segments_and_channels_are_what_lhotse_loads(tmp_path):
     ).trim_to_supervisions(keep_all_channels=False)
     cuts.to_file(tmp_path / "cuts.jsonl.gz")
     assert list(read_corpus(tmp_path / "cuts.jsonl.gz")) == list(read_corpus(tmp_path))
+
+
+@pytest.mark.parametrize("recipe", ["tedlium", "aishell"])
+def test_recipes_are_given_the_folder_whatever_they_call_it(tmp_path, monkeypatch, recipe):
+    """Some of Lhotse's call it ``corpus_dir``, some otherwise; those that need more than a folder say so."""
+    pytest.importorskip("lhotse")
+    monkeypatch.setenv("SPARQ_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=rf"empty: Lhotse's recipe {recipe} (cannot read it|found nothing)") as caught:
+        list(read_corpus(tmp_path / "empty", f"lhotse:{recipe}"))
+    assert "TypeError" not in str(caught.value)
+    with pytest.raises(UserError, match="lhotse:heroico: Lhotse's recipe asks for transcript_dir too; use Lhotse"):
+        list(read_corpus(tmp_path / "empty", "lhotse:heroico"))
+    assert not list((tmp_path / "cache" / "lhotse").glob("*"))

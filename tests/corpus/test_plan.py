@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import random
 import tempfile
 from collections import Counter
@@ -293,3 +294,36 @@ def test_speech_alone_whose_words_are_known_is_held_out_by_them(tmp_path):
     plan = plan_corpus(CorpusConfig(sources=(speech, text(test, held_out=1))))
     assert sorted(item.id for item in plan.items if item.split == "train") == ["said/1.wav", "said/2.wav"]
     assert plan.left_out == {"held out": 1}
+
+
+def test_speech_alone_may_be_in_any_script_and_sources_may_number_alike(tmp_path):
+    """What cannot be written is no reason to pass over what is said; and a held-out "1" of one is no "1" of another."""
+    for name, said in {"zh": "你好", "en": "Good morning."}.items():
+        (tmp_path / name).mkdir()
+        rows = [{"audio": f"{n}.wav", "text": said, "id": str(n)} for n in (1, 2)]
+        (tmp_path / name / "list.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        for n in (1, 2):
+            (tmp_path / name / f"{n}.wav").touch()
+            (tmp_path / name / f"bare-{n}.flac").touch()
+    lists = [
+        SourceConfig(kind="audio-only", name=name, path=str(tmp_path / name / "list.jsonl")) for name in ("zh", "en")
+    ]
+    items = plan_corpus(CorpusConfig(sources=tuple(lists))).items
+    assert sorted(item.id for item in items) == ["en/1", "en/2", "zh/1", "zh/2"]
+    assert {item.text for item in items} == {None}
+    folders = [
+        SourceConfig(kind="audio-only", path=str(tmp_path / name), layout="audio", held_out=held)
+        for name, held in (("zh", 4), ("en", 0))
+    ]
+    plan = plan_corpus(CorpusConfig(sources=tuple(folders)))
+    assert Counter((item.source, item.split) for item in plan.items) == {("zh", "held_out"): 4, ("en", "train"): 4}
+    assert plan.left_out == {}
+
+
+def test_a_source_that_is_the_working_folder_has_its_name(tmp_path, monkeypatch):
+    (tmp_path / "mine").mkdir()
+    write(tmp_path / "mine" / "metadata.csv", [])
+    (tmp_path / "mine" / "metadata.csv").write_text("1|Good morning.\n")
+    monkeypatch.chdir(tmp_path / "mine")
+    (item,) = plan_corpus(CorpusConfig(sources=(text(Path()),))).items
+    assert item.id == "mine/1"

@@ -188,3 +188,27 @@ def test_a_list_that_is_damaged_inside_is_named(tmp_path):
     (tmp_path / "text.txt.gz").write_bytes(packed)
     with pytest.raises(UserError, match=r"text\.txt\.gz: "):
         list(read_corpus(tmp_path / "text.txt.gz"))
+
+
+def test_parts_that_number_alike_and_links_to_folders(tmp_path):
+    names = [f"{part}/{n}" for part in ("a", "b") for n in (1, 2)]
+    lay_out(tmp_path / "disk", {f"{name}{end}": name for name in names for end in (".wav", ".txt")})
+    (tmp_path / "mine").mkdir()
+    for part in ("a", "b"):
+        (tmp_path / "mine" / part).symlink_to(tmp_path / "disk" / part)
+    (tmp_path / "disk" / "b" / "round").symlink_to(tmp_path / "disk")  # a walk that never ends
+    (tmp_path / "disk" / ".old").mkdir()
+    (tmp_path / "disk" / ".old" / "3.wav").touch()
+    found = [one.id for one in read_corpus(tmp_path / "mine")]
+    assert found[:2] == ["a/1", "a/2"]
+    assert {"b/1", "b/2"} <= set(found)
+    told = [(one.id, one.text) for one in read_corpus(tmp_path / "disk", parts=["b", "a", "b"])]
+    assert [pair for pair in told if "round" not in pair[0]] == [
+        ("1", "b/1"),
+        ("2", "b/2"),
+        ("a/1", "a/1"),
+        ("a/2", "a/2"),
+    ]
+    lists = lay_out(tmp_path / "lists", {"x/metadata.csv": "1|one\n", "y/metadata.csv": "1|two\n2|three\n2|four\n"})
+    with pytest.raises(UserError, match="line 3: 2 is there twice"):
+        list(read_corpus(lists, parts=["x", "y"], audio=False))

@@ -111,13 +111,21 @@ def _say(names: list[str], given: argparse.Namespace) -> None:
     written: list[dict[str, object]] = []
     for name in names:
         waveform = load_voice(name).speak(given.say, given.speed).waveform
-        path = folder / f"{Path(name).stem if name.startswith('piper:') else name}.wav"
+        path = folder / f"{_file_name(name)}.wav"
         save_audio(path, waveform)
         written.append({"name": name, "path": str(path), "seconds": len(waveform) / RATE})
         if not given.json:
             print(f"{path}: {len(waveform) / RATE:.1f} s", flush=True)
     if given.json:
         print_json(written)
+
+
+def _file_name(voice: str) -> str:
+    """Name the file of what a voice says; a voice of Piper's, ``piper:FILE#SPEAKER``, after both."""
+    if not voice.startswith("piper:"):
+        return voice
+    model, mark, speaker = voice.removeprefix("piper:").partition("#")
+    return Path(model).stem + mark.replace("#", "-") + speaker
 
 
 def add_units(made: Any) -> None:

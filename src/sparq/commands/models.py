@@ -173,9 +173,9 @@ def deploy(given: argparse.Namespace) -> None:
 
 def _free_for_speechlm(given: argparse.Namespace) -> Path:
     """Give the output folder, if nothing but an older SpeechLM is there."""
-    from sparq.artifacts import MANIFEST, read_manifest, require_writable
+    from sparq.artifacts import MANIFEST, named_folder, read_manifest, require_writable
 
-    output = Path(given.output)
+    output = named_folder(Path(given.output))
     if output.exists() and not ((output / MANIFEST).is_file() and read_manifest(output, "speechlm")):
         raise UserError(f"{output}: is in the way (it is no SpeechLM)")
     require_writable(output)

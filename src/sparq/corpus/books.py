@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from sparq.corpus.recording import Found, Recording, lines_of
+from sparq.corpus.recording import Found, Recording, files_below, lines_of
 from sparq.errors import UserError
 
 LONGEST = 24
@@ -31,7 +31,7 @@ def read_book(path: Path) -> Found:
     Raises:
         UserError: a folder without ``*.md`` or ``*.txt``, or a book that cannot be read.
     """
-    books = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.suffix in _SUFFIXES)
+    books = [path] if path.is_file() else sorted(file for file in files_below(path) if file.suffix in _SUFFIXES)
     if not books:
         raise UserError(f"{path}: holds no books (*.md or *.txt)")
     for book in books:

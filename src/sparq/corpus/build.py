@@ -1,13 +1,12 @@
 """Building a corpus on one machine: codebook, then shards, in several processes; what was killed goes on.
 
-Everything that stands for finished work is a file written whole: features of the utterances that the codebook is
-fitted on, the codebook, each shard. A second start makes only what is missing. What comes out is the same for any
-number of processes, byte for byte (but for Piper's voices, which draw noise of their own).
+It is a stage (:mod:`sparq.stages`). Everything that stands for finished work is a file written whole: features of the
+utterances that the codebook is fitted on, the codebook, each shard. A second start makes only what is missing. What
+comes out is the same for any number of processes, byte for byte, but for Piper's voices, which draw noise of their own.
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import json
@@ -18,15 +17,7 @@ from typing import Any
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from sparq.artifacts import (
-    MANIFEST,
-    fingerprint,
-    read_manifest,
-    require_match,
-    require_writable,
-    write_manifest,
-    write_text,
-)
+from sparq.artifacts import named_folder, read_manifest, require_match, require_writable, write_manifest, write_text
 from sparq.config import CorpusConfig
 from sparq.corpus.codebook import codebook_on_plan, load_codebook
 from sparq.corpus.corpus import CODEBOOK, SHARDS, STATISTICS, Corpus, shard_paths
@@ -41,9 +32,9 @@ from sparq.schema import dump
 from sparq.speech.encoder import Encoder, load_encoder
 from sparq.speech.units import Codebook, UnitExtractor
 from sparq.speech.voices import load_voice
-from sparq.stages import Stage, made_otherwise
+from sparq.stages import Stage, run_stage
 
-_FEATURES, _BEGUN = "features", "begun.json"  # are there only while the work is going on
+_FEATURES = "features"  # are there only while the work is going on
 
 
 def corpus_stage(
@@ -58,13 +49,17 @@ def corpus_stage(
         skip_untranscribed: see :func:`sparq.corpus.plan.plan_corpus`.
 
     Raises:
-        UserError: a source or codebook cannot be read.
+        UserError: a source, encoder or codebook cannot be read.
+        ArtifactMismatchError: the codebook was made for another encoder.
     """
     plan = plan_corpus(config, skip_untranscribed=skip_untranscribed)
-    inputs = {"utterances": plan.fingerprint}
-    if config.units.name is not None:
-        inputs["codebook"] = load_codebook(config.units.name).fingerprint
-    build = functools.partial(_build, config, plan, quiet=quiet, overwrite=True)
+    ready = None if config.units.name is None else load_codebook(config.units.name)
+    encoder = load_encoder(config.encoder.name, config.encoder.layers or (None if ready is None else ready.layers))
+    inputs = {"utterances": plan.fingerprint, "encoder": encoder.fingerprint}
+    if ready is not None:
+        UnitExtractor(encoder, ready)  # raises if they were not made for each other
+        inputs["codebook"] = ready.fingerprint
+    build = functools.partial(_build, config, plan, encoder, ready, inputs, quiet=quiet)
     return Stage(name, _settings(config), inputs, build)
 
 
@@ -81,18 +76,16 @@ def build_corpus(config: CorpusConfig, folder: Path, *, quiet: bool = False, ove
         config: what it is made of.
         folder: where; made if need be.
         quiet: without progress bars.
-        overwrite: replace what was made there, or begun, with other settings or inputs.
+        overwrite: replace what was made there with other settings or inputs.
 
     Raises:
-        UserError: the folder is in the way or not to be replaced; a source, voice, encoder or codebook cannot be had,
-            or no utterance at all can be used; then nothing is left in the folder.
+        UserError: the folder is in the way, not to be replaced, or cannot be written; a source, voice, encoder or
+            codebook cannot be had, or no utterance at all can be used; then nothing is left.
     """
-    folder = Path(folder)
-    above = next(path for path in (folder, *folder.parents) if path.exists())
-    if not above.is_dir():
-        raise UserError(f"{above}: is in the way (it is no folder)")
-    require_writable(folder / MANIFEST)
-    _build(config, plan_corpus(config), folder, quiet=quiet, overwrite=overwrite)
+    folder = named_folder(folder)
+    stage = corpus_stage(config, folder.name, quiet=quiet)
+    require_writable(folder)
+    run_stage(folder.parent, stage, overwrite=overwrite)
     return Corpus.load(folder)
 
 
@@ -103,27 +96,30 @@ def write_shard(codebook: Codebook, part: Part) -> tuple[Part, float]:
     return part, sum(table["seconds"].to_pylist())
 
 
-def _build(config: CorpusConfig, plan: Plan, folder: Path, *, quiet: bool, overwrite: bool) -> None:
+def _build(
+    config: CorpusConfig,
+    plan: Plan,
+    encoder: Encoder,
+    ready: Codebook | None,
+    inputs: dict[str, str],
+    folder: Path,
+    *,
+    quiet: bool,
+) -> None:
+    """Make what is not there yet; where that fails because of what was given, nothing is left to go on from."""
     for voice in sorted({item.voice for item in plan.items if item.voice}):
         load_voice(voice)  # what is missing is said now, and not by a worker
-    ready = None if config.units.name is None else load_codebook(config.units.name)
-    layers = config.encoder.layers or (None if ready is None else ready.layers)
-    encoder = load_encoder(config.encoder.name, layers)
-    units = fingerprint(config.units)
-    if ready is not None:
-        UnitExtractor(encoder, ready)  # raises if they were not made for each other
-        units = fingerprint([units, ready.fingerprint]) if config.units.refine else ready.fingerprint
-    inputs = {"utterances": plan.fingerprint, "encoder": encoder.fingerprint, "units": units}
-    if not _complete(folder, inputs):
-        _begin(folder, inputs, overwrite=overwrite)
-        try:
-            _make(config, plan, encoder, ready, folder, inputs, quiet=quiet)
-        except UserError:
-            _clear(folder)
-            raise
-    shutil.rmtree(folder / _FEATURES, ignore_errors=True)
-    for left in [folder / _BEGUN, *(folder / SHARDS).glob(".*")]:
-        left.unlink(missing_ok=True)
+    for name in (SHARDS, _FEATURES):
+        (folder / name).mkdir(exist_ok=True)
+    try:
+        _make(config, plan, encoder, ready, folder, inputs, quiet=quiet)
+    except UserError:
+        for name in (SHARDS, _FEATURES, CODEBOOK):
+            shutil.rmtree(folder / name, ignore_errors=True)
+        raise
+    shutil.rmtree(folder / _FEATURES)
+    for left in (folder / SHARDS).glob(".*"):  # half of a shard, from a start that was killed
+        left.unlink()
 
 
 def _make(
@@ -160,40 +156,6 @@ def _make(
 def _settings(config: CorpusConfig) -> dict[str, Any]:
     """Everything that decides what comes out."""
     return {name: value for name, value in dump(config).items() if name not in ("name", "processes")}
-
-
-def _complete(folder: Path, inputs: dict[str, str]) -> bool:
-    return (folder / MANIFEST).is_file() and inputs.items() <= read_manifest(folder, "corpus").inputs.items()
-
-
-def _begin(folder: Path, inputs: dict[str, str], *, overwrite: bool) -> None:
-    """Keep what an earlier start made of the same inputs; what it made of others goes, if it may.
-
-    Raises:
-        UserError: there is something in the folder that no start has made, or that is not to be replaced.
-    """
-    begun, text = folder / _BEGUN, json.dumps(inputs)
-    known = begun.is_file() or (folder / MANIFEST).is_file()
-    if not known and folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
-        raise UserError(f"{folder}: is in the way (it holds something, and no corpus)")
-    if not (begun.is_file() and begun.read_text(encoding="utf-8") == text):
-        if known and not overwrite:
-            raise made_otherwise(folder)
-        _clear(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_text(begun, text)
-    for name in (SHARDS, _FEATURES):
-        (folder / name).mkdir(exist_ok=True)
-
-
-def _clear(folder: Path) -> None:
-    """Remove everything that building makes, and the folder when nothing else is in it."""
-    for name in (SHARDS, _FEATURES, CODEBOOK):
-        shutil.rmtree(folder / name, ignore_errors=True)
-    for name in (MANIFEST, STATISTICS, _BEGUN):
-        (folder / name).unlink(missing_ok=True)
-    with contextlib.suppress(OSError):
-        folder.rmdir()
 
 
 def _statistics(plan: Plan, parts: list[Part], measured: Measured, processes: int) -> dict[str, Any]:

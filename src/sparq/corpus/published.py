@@ -21,7 +21,7 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from sparq.corpus.recording import Found, Recording, audio_below, audio_named, lines_of
+from sparq.corpus.recording import Found, Recording, audio_below, audio_named, files_below, lines_of
 from sparq.errors import UserError
 
 LONGEST_SECONDS = 20.0
@@ -32,7 +32,7 @@ _VCTK_WITHOUT_SOME_AUDIO = ("p362",)  # in 0.92; p315, whose texts were lost, ha
 
 def read_librispeech(path: Path) -> Found:
     """Read LibriSpeech, or a part of it; the speaker is the id's first number."""
-    for listing in _listings(path, "*.trans.txt"):
+    for listing in _listings(path, ".trans.txt"):
         for line, where in lines_of(listing):
             name, _, text = line.partition(" ")
             yield Recording(name, audio_named(listing.parent / name), text.strip(), name.split("-")[0]), where
@@ -40,7 +40,7 @@ def read_librispeech(path: Path) -> Found:
 
 def read_libritts(path: Path) -> Found:
     """Read LibriTTS or LibriTTS-R, or a part of it, the text as it is read aloud."""
-    for listing in _listings(path, "*.trans.tsv"):
+    for listing in _listings(path, ".trans.tsv"):
         for line, where in lines_of(listing):
             columns = line.split("\t")
             if len(columns) != 3:
@@ -118,5 +118,5 @@ def join_segments(
         yield joined
 
 
-def _listings(path: Path, pattern: str) -> list[Path]:
-    return sorted(file for file in path.rglob(pattern) if not file.name.startswith("."))  # macOS hides some beside them
+def _listings(path: Path, ending: str) -> list[Path]:
+    return sorted(file for file in files_below(path) if file.name.endswith(ending))

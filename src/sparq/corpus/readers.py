@@ -28,11 +28,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from sparq.corpus import books, layouts, published
 from sparq.corpus.manifests import prepared, read_lhotse
-from sparq.corpus.recording import Found, Recording, is_audio
+from sparq.corpus.recording import Found, Recording, files_below, is_audio
 from sparq.errors import UserError
 from sparq.schema import did_you_mean
 
@@ -79,21 +80,23 @@ def read_corpus(
 
     Raises:
         UserError: no such path or part, no known layout, nothing in it, a line that cannot be read, a transcript that
-            is empty or missing (with ``left_out``: all of them), an id that is there twice, or an audio file that is
-            missing; the line names the file and the line number.
+            is empty or missing (with ``left_out``: all of them), an id that is twice in one part, or an audio file
+            that is missing; the line names the file and the line number.
     """
     path = Path(path)
     if layout is not None and layout.startswith("lhotse:"):
         path, layout = prepared(path, layout.removeprefix("lhotse:"), parts), "lhotse"
     if layout is None and _holds_manifests(path):
         layout = "lhotse"
+    parts = list(dict.fromkeys(parts))
     places = _places(path, layout, parts)
     layout = layout or find_layout(places[0])
     if layout == "sidecars" and not text:
         layout = "audio"
-    seen: set[str] = set()
+    before: set[str] = set()
     empty, untranscribed = True, Counter[str]()
-    for place in places:
+    for place, part in zip(places, parts or [""], strict=True):
+        seen: set[str] = set()
         found = READERS[layout](place)
         for recording, where in _transcribed(found, untranscribed) if text and left_out is not None else found:
             _check(recording, where, audio=audio, text=text)
@@ -102,7 +105,9 @@ def read_corpus(
             if layout != "text":  # where ids are numbers of lines; and it may hold 40 million of them
                 seen.add(recording.id)
             empty = False
-            yield recording
+            # Parts may number what they hold alike.
+            yield replace(recording, id=f"{part}/{recording.id}") if recording.id in before else recording
+        before |= seen
     if empty:
         passed = untranscribed.total()
         raise UserError(
@@ -165,19 +170,14 @@ def _holds_manifests(path: Path) -> bool:
 def _marked(path: Path) -> str:
     """Find the layout that a file somewhere below a folder tells; one walk, as far as need be."""
     holds_audio = holds_books = False
-    for file in path.rglob("*"):
-        if not file.name.startswith("."):
-            mark = next((layout for suffix, layout in _MARKS.items() if file.name.endswith(suffix)), None)
-            if mark is not None:
-                return mark
-            if (
-                file.suffix == ".json"
-                and file.with_suffix(".flac").is_file()
-                and b"voice_activity" in file.read_bytes()
-            ):
-                return "librilight"
-            holds_audio = holds_audio or is_audio(file)
-            holds_books = holds_books or file.suffix == ".md"
+    for file in files_below(path):
+        mark = next((layout for suffix, layout in _MARKS.items() if file.name.endswith(suffix)), None)
+        if mark is not None:
+            return mark
+        if file.suffix == ".json" and file.with_suffix(".flac").is_file() and b"voice_activity" in file.read_bytes():
+            return "librilight"
+        holds_audio = holds_audio or is_audio(file)
+        holds_books = holds_books or file.suffix == ".md"
     if holds_audio:
         return "sidecars"
     if holds_books:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gzip
+import os
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -66,12 +67,24 @@ def audio_named(stem: Path) -> Path:
     return next((file for file in candidates if file.is_file()), candidates[0])
 
 
+def files_below(path: Path) -> Iterator[Path]:
+    """Walk through the files anywhere below a folder, behind symbolic links too, without hidden files and folders."""
+    entered: set[str] = set()
+    for folder, inside, files in os.walk(path, followlinks=True):
+        # A link back to a folder that is being walked through would never end.
+        real = os.path.realpath(folder)
+        inside[:] = [] if real in entered else sorted(name for name in inside if not name.startswith("."))
+        if real not in entered:
+            yield from (Path(folder, name) for name in sorted(files) if not name.startswith("."))
+        entered.add(real)
+
+
 def audio_below(path: Path) -> list[Path]:
     """List the audio files anywhere below a folder, in the order of their names, without hidden ones.
 
     A video beside a recording of its name is taken for the same.
     """
-    found = [file for file in path.rglob("*") if is_audio(file)]
+    found = [file for file in files_below(path) if is_audio(file)]
     heard = {file.with_suffix("") for file in found if not is_foreign(file)}
     return sorted(file for file in found if not (is_foreign(file) and file.with_suffix("") in heard))
 

@@ -21,13 +21,15 @@ _TRIES = 20  # to cut a phrase that may be used out of a sentence
 
 def source_names(source: SourceConfig) -> tuple[str, ...]:
     """Give the name of a source in the corpus, and those of its phrases and of what is disturbed."""
-    name = source.name or resolve(source.path).stem
+    name = source.name or resolve(source.path).absolute().stem
     return name, f"{name}/phrases", f"{name}/disturbed"
 
 
 def sentence_key(recording: Recording) -> str:
-    """What makes two recordings the same sentence: letters, digits and apostrophes; nothing where no text is known."""
-    return f"/{recording.id}" if recording.text is None else normalise_text(recording.text, "letters")
+    """What makes two recordings the same sentence: letters, digits and apostrophes; without a text the place."""
+    if recording.text is None:
+        return f"/{recording.audio}/{recording.start}/{recording.id}"
+    return normalise_text(recording.text, "letters")
 
 
 def chance_of(config: CorpusConfig, name: str) -> random.Random:
@@ -70,6 +72,8 @@ def read_sentences(
             raise UserError(f"{source.path}: {recording.id} has no audio (for text, the kind is text or text-only)")
         if _writable(recording):
             sentences.append(recording)
+        elif not text:  # what is said is not wanted, so it may be in any script
+            sentences.append(dataclasses.replace(recording, text=None))
         else:
             left_out["no words, or characters that stand for units"] += 1
     if source.held_out > len({sentence_key(sentence) for sentence in sentences}):

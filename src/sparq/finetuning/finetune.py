@@ -21,7 +21,7 @@ from pathlib import Path
 from sparq.adaptation.ends import best_step
 from sparq.adaptation.packed_linear import require_bitsandbytes
 from sparq.adaptation.training import HISTORY, Measure
-from sparq.artifacts import provenance, read_manifest, require_match, require_writable, write_text
+from sparq.artifacts import named_folder, provenance, read_manifest, require_match, require_writable, write_text
 from sparq.config import AdaptationConfig
 from sparq.corpus.build import corpus_stage
 from sparq.corpus.corpus import Corpus
@@ -39,7 +39,7 @@ from sparq.language.vocabulary import Vocabulary
 from sparq.making import SPEECHLM, TRAINING, Watcher, adapt_model, forget_checkpoints
 from sparq.quantization.blocks import architecture
 from sparq.schema import dump
-from sparq.stages import Stage, StageEvent, read_stage, require_same, run_stage
+from sparq.stages import Stage, StageEvent, read_stage, require_free, require_same, run_stage
 
 OUTCOME, SCORES = "finetune.json", "scores.json"
 SPLITS: tuple[Split, Split] = ("train", "held_out")
@@ -79,12 +79,14 @@ class FineTuning:
     ) -> None:
         """Look at everything that can be looked at before the work begins; nothing is made yet."""
         self.folder, self.recordings, self.model, self.adaptation = folder, recordings, model, adaptation
-        self.output, self.beam, self.overwrite, self.watcher = output, beam, overwrite, watcher or Watcher()
+        self.output = output = named_folder(output)
+        self.beam, self.overwrite, self.watcher = beam, overwrite, watcher or Watcher()
         self.work = output.with_name(f"{output.name}.work")
         if adaptation.method == "qlora":
             require_bitsandbytes()
         _refuse_low_bits(model)
-        _require_free(output)
+        require_free(output)
+        require_writable(output)
         self._ready = is_corpus(folder)
         if self._ready and held_out is not None:
             raise UserError(f"--held-out: {held_out} ({folder} is a corpus, which has held out its own)")
@@ -253,17 +255,6 @@ def _refuse_low_bits(model: Path) -> None:
     for kind, how in (("quantization", "quantised (simulated)"), ("deployment", "deployed")):
         if settings.get(kind):
             raise UserError(f"{model}: is {how}; fine-tune the model that it was made from")
-
-
-def _require_free(output: Path) -> None:
-    """Find out before the work that the result can be written.
-
-    Raises:
-        UserError: something that no run made is there, or the folder around it cannot be written to.
-    """
-    if output.exists() and read_stage(output) is None:
-        raise UserError(f"{output}: is in the way (no fine-tuning made it; move it elsewhere)")
-    require_writable(output)
 
 
 def _link(source: str, target: str) -> str:
