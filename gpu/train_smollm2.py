@@ -30,12 +30,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sparq.adaptation.start import pretrained_model
 from sparq.adaptation.training import HISTORY, Training, adapt, last_checkpoint
-from sparq.artifacts import new_folder, require_match
+from sparq.artifacts import new_folder, require_match, write_text
 from sparq.assets import shipped
 from sparq.attention import install
 from sparq.config import SINKS, AdaptationConfig, AttentionConfig, VocabularyConfig
 from sparq.corpus.corpus import Corpus
-from sparq.errors import SparqError
+from sparq.errors import SparqError, UserError
 from sparq.evaluation.scoring import live_measure
 from sparq.language.folder import load_language_model
 from sparq.language.speech_lm import SpeechLM
@@ -105,6 +105,21 @@ def vocabulary_of(given: argparse.Namespace, corpus: Corpus, model: Path) -> Voc
     return load_vocabulary(folder)
 
 
+def require_same_start(given: argparse.Namespace, corpus: Corpus) -> None:
+    """Refuse to go on, in the state of one model and corpus, with another.
+
+    Raises:
+        UserError: naming what is another.
+    """
+    path = given.state / "begun.json"
+    told = {"model": str(given.model), "corpus": corpus.fingerprint}
+    if not path.is_file():
+        write_text(path, json.dumps(told) + "\n")
+    for name, value in json.loads(path.read_text(encoding="utf-8")).items():
+        if told[name] != value:
+            raise UserError(f"--state: {given.state} was begun with the {name} {value}, not {told[name]}; name another")
+
+
 def settings_of(given: argparse.Namespace, folder: Path) -> AdaptationConfig:
     """Read the settings; the training ends after the minutes of earlier calls and of this one."""
     precision = "bfloat16" if torch.cuda.is_available() else "float32"
@@ -162,6 +177,7 @@ def main() -> int:
         corpus = Corpus.load(given.corpus)
         vocoder = Vocoder.load(given.vocoder or shipped("vocoder"))  # a part that does not fit is told before training
         require_match("the vocoder (its codebook)", vocoder.codebook, corpus.codebook.meaning)
+        require_same_start(given, corpus)
         model = plain_model(given.model, given.state)
         vocabulary = vocabulary_of(given, corpus, model)
         training = train(given, corpus, vocabulary, model, folder / "training")

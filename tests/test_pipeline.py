@@ -281,6 +281,15 @@ def test_a_text_model_keeps_its_words_and_is_asked_for_them(tiny_run, copied, tm
     assert lm.vocabulary.text_size == words
     assert torch.equal(lm.model.get_input_embeddings().weight[:words], text_model.get_input_embeddings().weight)
     assert asked
+    # Other weights in the folder are another model, under the same settings.
+    before = run.adapted("max").fingerprint
+    kept = tmp_path / "lm" / "model.safetensors"
+    bytes_of_the_first = kept.read_bytes()
+    LlamaForCausalLM(text_model.config).save_pretrained(tmp_path / "lm")
+    other = Run(load_recipe(tiny_run.recipe, [f"{key}={value}" for key, value in changed.items()]))
+    assert other.adapted("max").fingerprint != before
+    assert other.vocabulary_manifest.fingerprint == run.vocabulary_manifest.fingerprint
+    kept.write_bytes(bytes_of_the_first)
     # Another tokenizer is another vocabulary, under the same settings.
     byte_tokenizer(tmp_path / "lm", [*texts, "What time is it, she asked."])
     again = Run(load_recipe(tiny_run.recipe, [f"{key}={value}" for key, value in changed.items()]))
@@ -297,6 +306,8 @@ def test_a_text_model_keeps_its_words_and_is_asked_for_them(tiny_run, copied, tm
     ("setting", "told"),
     [
         ("vocoder.name=nowhere", "nowhere"),
+        ("vocoder.name=null & vocoder.start=nowhere", "nowhere"),
+        ("vocoder.name=null & vocoder.speaker_encoder=./nowhere", "nowhere"),
         ("vocabulary.name=nowhere", "nowhere"),
         ("vocabulary.mode=extend", "vocabulary.mode"),
         ("adaptation.text_targets=model", "adaptation.text_targets: model needs model.name"),

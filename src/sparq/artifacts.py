@@ -43,7 +43,8 @@ def _canonical(value: object) -> Any:
     if isinstance(value, (list, tuple)):
         return [_canonical(v) for v in value]
     if isinstance(value, Path):
-        return {"file": hashlib.sha256(value.read_bytes()).hexdigest()}
+        with value.open("rb") as file:
+            return {"file": hashlib.file_digest(file, "sha256").hexdigest()}
     if isinstance(value, np.ndarray):
         data = np.ascontiguousarray(value)
         return {"array": hashlib.sha256(data.tobytes()).hexdigest(), "shape": data.shape, "dtype": str(data.dtype)}

@@ -35,7 +35,7 @@ from sparq.corpus.build import corpus_stage
 from sparq.corpus.corpus import Corpus
 from sparq.errors import UserError
 from sparq.evaluation.scoring import assess
-from sparq.language.folder import load_language_model, load_tokenizer, require_language_model
+from sparq.language.folder import fingerprint_of_model, load_language_model, load_tokenizer, require_language_model
 from sparq.language.speech_lm import SpeechLM
 from sparq.language.vocabulary import Vocabulary, load_vocabulary
 from sparq.making import (
@@ -53,6 +53,7 @@ from sparq.making import (
 from sparq.quantization import QuantizationConfig
 from sparq.recipe import Recipe, shipped_recipes
 from sparq.speech.recogniser import Recogniser, load_recogniser
+from sparq.speech.speaker import load_speaker_encoder
 from sparq.speech.vocoder import Vocoder
 from sparq.stages import Stage, run_stage
 
@@ -97,6 +98,11 @@ class Run:
             if name is not None:
                 with _naming_who_makes(name):
                     ready_made(name)
+        if recipe.vocoder.name is None:
+            with _naming_who_makes(recipe.vocoder.start or ""):
+                vocoder_start(recipe.vocoder)
+            if recipe.vocoder.speaker_encoder is not None:
+                load_speaker_encoder(recipe.vocoder.speaker_encoder)
         self._check_model()
         if recipe.adaptation.method == "qlora":
             require_bitsandbytes()
@@ -211,6 +217,8 @@ class Run:
         start = None if name is None else ready_made(name, must_exist=False)
         if start is not None:
             inputs |= known(start, "speechlm")
+        elif name is not None and Path(name).is_dir():
+            inputs["weights"] = fingerprint_of_model(Path(name))
         build, join = partial(self._adapt, sink), partial(self._train, sink)
         return self._run(Stage(self.name(sink), settings, inputs, build, join))
 

@@ -593,7 +593,7 @@ def test_what_goes_on_keeps_the_voice_of_its_beginning(many):
     # The pulses' phase adds up the rounding of every frame's pitch, which is another for two at once than for one; in
     # float64 nothing of it is left, and a voice that is only like the other cannot pass.
     many.vocoder.generator.double()
-    many.vocoder._durations.double()
+    many.vocoder.duration_predictor.double()
     waves = [sound(2), 0.2 * sound(2)]
     own = many.continue_speech(waves, SHORT)
     for (wave, _), beginning in zip(own, waves, strict=True):

@@ -26,6 +26,7 @@ from sparq.speech.mel import LogMel, MelLoss
 from sparq.speech.pitch import measure_pitch, pulse_train
 from sparq.speech.speaker import SpeakerEncoder
 from sparq.speech.training_segments import Recording, Segments
+from sparq.speech.vocoder import Vocoder
 from sparq.speech.vocoder_training import VocoderTrainer, VocoderTraining, train_vocoder
 
 HOP = 64
@@ -294,7 +295,7 @@ def test_speakers_are_drawn_by_a_power_of_how_long_they_speak(two_speakers, tmp_
 def test_a_second_training_starts_from_what_the_first_has_learnt(two_speakers, tmp_path):
     training = dataclasses.replace(TRAINING, steps=1)
     first = train_vocoder(two_speakers[:2], tmp_path / "one", "c0debook", SMALL, training)
-    more = VocoderTrainer(two_speakers, MANY, training, tmp_path / "many", encoder=ByPitch(), start=first.generator)
+    more = VocoderTrainer(two_speakers, MANY, training, tmp_path / "many", encoder=ByPitch(), start=first)
     units = [[0, 1, 2, 3] * 8]
     np.testing.assert_allclose(
         more.vocoder("c0debook").synthesize(units, merged=False)[0],
@@ -303,6 +304,36 @@ def test_a_second_training_starts_from_what_the_first_has_learnt(two_speakers, t
     )
     with pytest.raises(ArtifactMismatchError, match=r"start from \(its codebook\) was made for c0debook"):
         train_vocoder(two_speakers, tmp_path / "other", "other", SMALL, training, start=first)
+
+
+def test_voices_that_a_second_training_does_not_hear_keep_their_names(two_speakers, tmp_path):
+    training = dataclasses.replace(TRAINING, steps=1)
+    first = train_vocoder(two_speakers, tmp_path / "one", "c0debook", MANY, training, encoder=ByPitch())
+    mine = [dataclasses.replace(one, speaker=name) for one, name in zip(two_speakers, ("me", "low", "me"), strict=True)]
+    more = train_vocoder(mine, tmp_path / "more", "c0debook", MANY, training, encoder=ByPitch(), start=first)
+    assert (first.voices.names, first.voices.default) == (("high", "low"), "high")
+    assert (more.voices.names, more.voices.default) == (("low", "me", "high"), "me")
+    np.testing.assert_array_equal(more.embedding("high"), first.embedding("high"))
+    more.save(tmp_path / "saved")
+    assert Vocoder.load(tmp_path / "saved").voices.names == ("low", "me", "high")
+    with pytest.raises(UserError, match=r"start from: has voices .expected speaker_encoder"):
+        train_vocoder(mine, tmp_path / "a", "c0debook", SMALL, training, start=first)
+    other = ByPitch()
+    other.fingerprint = "another"
+    with pytest.raises(ArtifactMismatchError, match=r"start from \(its speaker encoder\) was made for f00d"):
+        train_vocoder(mine, tmp_path / "b", "c0debook", MANY, training, encoder=other, start=first)
+
+
+def test_durations_are_learnt_on_from_those_of_the_vocoder_to_start_from(two_speakers, tmp_path):
+    training = dataclasses.replace(TRAINING, steps=1, duration_steps=150)
+    first = train_vocoder(two_speakers, tmp_path / "one", "c0debook", MANY, training, encoder=ByPitch())
+    none = dataclasses.replace(training, duration_steps=0)
+    again = train_vocoder(two_speakers, tmp_path / "two", "c0debook", MANY, none, encoder=ByPitch(), start=first)
+    units = [np.arange(12) % 4]
+    for name in ("low", "high"):
+        np.testing.assert_allclose(
+            again.durations(units, again.embedding(name))[0], first.durations(units, first.embedding(name))[0], atol=1
+        )
 
 
 def test_speaker_encoder_and_configuration_must_fit(two_speakers, tmp_path):

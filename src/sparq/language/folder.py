@@ -172,6 +172,12 @@ def _hash_of_weights(folder: Path) -> str:
     return fingerprint({path.name: path for path in weight_files(folder)})
 
 
+def fingerprint_of_model(folder: Path) -> str:
+    """Hash the configuration and the weights of a model's folder, be it a SpeechLM's or transformers'."""
+    config = folder / "config.json"
+    return fingerprint([_hash_of_weights(folder), config if config.is_file() else None])
+
+
 def _halved(model: Any) -> dict[str, torch.Tensor]:
     """Halve every weight once, so that tied ones stay tied."""
     once: dict[int, torch.Tensor] = {}

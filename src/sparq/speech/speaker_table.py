@@ -54,6 +54,19 @@ class SpeakerTable:
         spoken = np.bincount(which, weights=seconds)
         return cls(names, unit_length(means), names[int(spoken.argmax())], encoder.name, encoder.fingerprint)
 
+    def beside(self, others: SpeakerTable) -> SpeakerTable:
+        """Give these voices and, of others, those that have another name.
+
+        Raises:
+            ArtifactMismatchError: another speaker encoder made their embeddings.
+        """
+        require_match("the vocoder to start from (its speaker encoder)", others.encoder, self.encoder)
+        more = [i for i, name in enumerate(others.names) if name not in self.names]
+        names = self.names + tuple(others.names[i] for i in more)
+        return dataclasses.replace(
+            self, names=names, embeddings=np.concatenate([self.embeddings, others.embeddings[more]])
+        )
+
     def find(self, voice: Speaker | None, name: str | None = None) -> np.ndarray:
         """Give the embedding, float32 [dimension], of a voice; None is the default one.
 

@@ -45,7 +45,6 @@ class Segments:
     Attributes:
         recordings: those with at least a segment.
         embeddings: who speaks in each, float32 [recordings, dimension]; None for a vocoder of one voice.
-        voices: the speakers by name, or None.
 
     Raises:
         UserError: no recording is as long as a segment, or a unit is out of range.
@@ -71,14 +70,17 @@ class Segments:
         if highest >= config.units:
             raise UserError(f"vocoder training: unit {highest} is out of range for a codebook of {config.units}")
         self.embeddings: np.ndarray | None = None
-        self.voices: SpeakerTable | None = None
         self.chances = self._chances(balance)
 
-    def embed(self, encoder: SpeakerEncoder, folder: Path) -> None:
+    def embed(self, encoder: SpeakerEncoder, folder: Path, others: SpeakerTable | None = None) -> SpeakerTable:
         """Tell who speaks in every recording, or read what an earlier start left in the folder.
+
+        Returns:
+            The speakers by name, and beside them ``others`` who are known already.
 
         Raises:
             UserError: what it left is of other recordings.
+            ArtifactMismatchError: another speaker encoder heard the others.
         """
         path = folder / f"{encoder.fingerprint}-{_EMBEDDINGS}"
         if not path.is_file():
@@ -94,7 +96,8 @@ class Segments:
         seconds = [len(recording.waveform) / self._config.rate for recording in self.recordings]
         speakers = [recording.speaker for recording in self.recordings]
         self.embeddings = embeddings
-        self.voices = SpeakerTable.of_recordings(speakers, embeddings, seconds, encoder)
+        voices = SpeakerTable.of_recordings(speakers, embeddings, seconds, encoder)
+        return voices if others is None else voices.beside(others)
 
     def draw(self, step: int, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         """Draw the segments of a step, always the same ones.

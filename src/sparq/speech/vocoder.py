@@ -40,6 +40,7 @@ class Vocoder:
     Attributes:
         config: the generator's shape.
         generator: makes waveforms of frames; its weights are plain.
+        duration_predictor: says how long merged units last.
         codebook: meaning of the codebook whose units it speaks (``Codebook.meaning``).
         rate: samples per second of what it speaks.
         voices: the named voices of a vocoder of many, else None.
@@ -65,12 +66,12 @@ class Vocoder:
         # The vocoder owns plain copies, so that training can go on beside it.
         self.generator = copy.deepcopy(generator).eval().requires_grad_(requires_grad=False)
         fuse_weight_norm(self.generator)
-        self._durations = copy.deepcopy(durations).eval().requires_grad_(requires_grad=False)
+        self.duration_predictor = copy.deepcopy(durations).eval().requires_grad_(requires_grad=False)
 
     def save(self, folder: Path) -> None:
         """Write the folder: ``sparq.json``, the weights in half precision, and the voices."""
         state = {f"generator.{k}": v for k, v in self.generator.state_dict().items()}
-        state |= {f"durations.{k}": v for k, v in self._durations.state_dict().items()}
+        state |= {f"durations.{k}": v for k, v in self.duration_predictor.state_dict().items()}
         tensors = {k: v.half().contiguous() for k, v in state.items()}
         settings: dict[str, Any] = {"config": dataclasses.asdict(self.config)}
         inputs = {"codebook": self.codebook}
@@ -203,12 +204,12 @@ class Vocoder:
         first = self._checked(list(itertools.islice(checked, 1)), 0).tolist()
         frames: Iterable[int] = itertools.chain(first, checked)
         if merged:
-            frames = stream_frames(self._durations, frames, voice)
+            frames = stream_frames(self.duration_predictor, frames, voice)
         return (part.cpu().numpy() for part in stream_waveform(self.generator, frames, chunk, voice))
 
     def _lengths(self, merged: Sequence[Units], speakers: Tensor | None) -> list[np.ndarray]:
         units, lengths = self._padded(merged)
-        frames = self._durations.durations(units, lengths, speakers).cpu().numpy()
+        frames = self.duration_predictor.durations(units, lengths, speakers).cpu().numpy()
         return [row[:length] for row, length in zip(frames, lengths.tolist(), strict=True)]
 
     def _speaker(self, speaker: np.ndarray | None, count: int) -> Tensor | None:

@@ -35,6 +35,7 @@ from sparq.speech.generator import UnitGenerator, VocoderConfig
 from sparq.speech.mel import MelLoss
 from sparq.speech.pitch import measure_pitch
 from sparq.speech.speaker import SpeakerEncoder
+from sparq.speech.speaker_table import SpeakerTable
 from sparq.speech.training_segments import Recording, Segments
 from sparq.speech.vocoder import Vocoder
 
@@ -138,11 +139,11 @@ class VocoderTrainer:
         folder: where ``checkpoint.pt`` and ``log.jsonl`` are kept; a checkpoint found there is gone on from.
         device: where to compute; None takes a GPU if there is one.
         encoder: what tells the speakers apart, for a vocoder of many; its dimension is the configuration's speaker_dim.
-        start: a trained generator to begin with, of this shape or of the same with one voice; None begins anew.
+        start: a trained vocoder to begin with, of this shape or of the same with one voice; None begins anew.
 
     Raises:
         UserError: no recording is as long as a segment, a unit is out of range, the checkpoint is another vocoder's, or
-            speaker encoder and configuration do not fit.
+            speaker encoder and configuration, or the vocoder to start from, do not fit.
     """
 
     def __init__(
@@ -153,14 +154,16 @@ class VocoderTrainer:
         folder: Path,
         device: str | None = None,
         encoder: SpeakerEncoder | None = None,
-        start: UnitGenerator | None = None,
+        start: Vocoder | None = None,
     ) -> None:
         if config.speaker_dim != (0 if encoder is None else encoder.dimension):
             raise UserError(
                 f"vocoder training: speaker_dim={config.speaker_dim}, but "
                 + ("there is no speaker encoder" if encoder is None else f"{encoder.name} gives {encoder.dimension}")
             )
-        self.config, self.training, self.folder = config, training, Path(folder)
+        if start is not None and start.voices is not None and encoder is None:
+            raise UserError("the vocoder to start from: has voices (expected speaker_encoder, which tells them apart)")
+        self.config, self.training, self.folder, self._start = config, training, Path(folder), start
         self.segments = Segments(recordings, config, training.segment, training.seed, training.balance)
         self.step = 0
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -168,7 +171,7 @@ class VocoderTrainer:
             torch.manual_seed(training.seed)
             self.generator = UnitGenerator(config)
             if start is not None:
-                self.generator.start_from(start)
+                self.generator.start_from(start.generator)
             self.generator.to(self.device)
             self.discriminators = Discriminators(training.discriminators).to(self.device)
         self.mel = MelLoss(config.rate, training.mel_windows).to(self.device)
@@ -176,8 +179,10 @@ class VocoderTrainer:
         self._generator_optimiser = torch.optim.Adam(self.generator.parameters(), rate, betas)
         self._discriminator_optimiser = torch.optim.Adam(self.discriminators.parameters(), rate, betas)
         self.folder.mkdir(parents=True, exist_ok=True)
+        self.voices: SpeakerTable | None = None
         if encoder is not None:
-            self.segments.embed(encoder, self.folder)
+            started = None if start is None else start.voices
+            self.voices = self.segments.embed(encoder, self.folder, started)
         if (self.folder / _CHECKPOINT).is_file():
             self._load_checkpoint()
         else:
@@ -187,6 +192,8 @@ class VocoderTrainer:
 
     def _fit_durations(self) -> DurationPredictor:
         steps = self.training.duration_steps
+        known = None if self._start is None else self._start.duration_predictor
+        alike = known is not None and (known.speaker is None) == (self.config.speaker_dim == 0)
         with _progress("durations", "steps") as progress:
             bar = progress.add_task("", total=steps)
             return fit_durations(
@@ -195,6 +202,7 @@ class VocoderTrainer:
                 speakers=self.segments.embeddings,
                 steps=steps,
                 seed=self.training.seed,
+                start=known if alike else None,
                 report=lambda step: progress.update(bar, completed=step),
             )
 
@@ -264,7 +272,7 @@ class VocoderTrainer:
 
     def vocoder(self, codebook_meaning: str) -> Vocoder:
         """Give the vocoder as it is now, for units of codebooks with this meaning."""
-        return Vocoder(self.generator, self.durations.to(self.device), codebook_meaning, self.segments.voices)
+        return Vocoder(self.generator, self.durations.to(self.device), codebook_meaning, self.voices)
 
     def _log(self, line: dict[str, float]) -> None:
         with (self.folder / _LOG).open("a", encoding="utf-8") as file:
@@ -324,11 +332,14 @@ def train_vocoder(
 ) -> Vocoder:
     """Train a vocoder, or go on with the one whose checkpoint is in ``folder``, and return it.
 
-    Arguments are those of ``VocoderTrainer``; ``start`` is of the same codebook.
+    Arguments are those of ``VocoderTrainer``; ``start`` is of the same codebook. Its voices keep their names beside
+    those of the recordings, whose longest speaker is the default.
+
+    Raises:
+        ArtifactMismatchError: ``start`` is of another codebook, or another speaker encoder told its voices apart.
     """
     if start is not None:
         require_match("the vocoder to start from (its codebook)", start.codebook, codebook_meaning)
-    begin = None if start is None else start.generator
-    trainer = VocoderTrainer(recordings, config, training, folder, device, encoder, begin)
+    trainer = VocoderTrainer(recordings, config, training, folder, device, encoder, start)
     trainer.run()
     return trainer.vocoder(codebook_meaning)
