@@ -7,6 +7,17 @@ import torch
 from sparq.errors import UserError
 
 
+def usual_device() -> torch.device:
+    """Give the device that is trained, quantised, scored and encoded on: a GPU where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until a GPU has done what it was given, as a clock must that times it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def known_device(device: str) -> torch.device:
     """Give the device of a name, such as "cpu", "cuda" or "cuda:1".
 

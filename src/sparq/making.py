@@ -24,6 +24,7 @@ from sparq.attention import install
 from sparq.config import AdaptationConfig, AttentionConfig, VocabularyConfig, VocoderTrainingConfig
 from sparq.corpus.corpus import Corpus
 from sparq.corpus.utterance import Utterance
+from sparq.device import usual_device
 from sparq.errors import UserError
 from sparq.evaluation.scoring import live_measure, task_examples
 from sparq.language.folder import no_progress_bars
@@ -238,7 +239,7 @@ def quantize_into(
     Raises:
         UserError: the corpus has units of another codebook.
     """
-    lm = SpeechLM.load(model)
+    lm = SpeechLM.load(model, str(usual_device()))
     require_match("the model (its codebook)", lm.codebook.meaning, corpus.codebook.meaning)
     note = (watcher or Watcher()).note
 

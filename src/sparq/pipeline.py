@@ -33,6 +33,7 @@ from sparq.attention import install
 from sparq.config import QuantizationRow
 from sparq.corpus.build import corpus_stage
 from sparq.corpus.corpus import Corpus
+from sparq.device import usual_device
 from sparq.errors import UserError
 from sparq.evaluation.scoring import assess
 from sparq.language.folder import fingerprint_of_model, load_language_model, load_tokenizer, require_language_model
@@ -285,7 +286,7 @@ class Run:
         return load_recogniser(self.recipe.evaluation.recogniser)
 
     def _score(self, name: str, work: Path) -> None:
-        lm = SpeechLM.load(self.folder / name / SPEECHLM)
+        lm = SpeechLM.load(self.folder / name / SPEECHLM, str(usual_device()))
         held_out = self.corpus.utterances("held_out")
         assessment = assess(lm, held_out, self.judge, self.recipe.evaluation, self.watcher.note)
         write_text(work / RESULT, json.dumps(dataclasses.asdict(assessment), indent=1) + "\n")

@@ -61,6 +61,11 @@ def add_overwrite(command: Any) -> None:
     command.add_argument("--overwrite", action="store_true", help=text)
 
 
+def add_device(command: Any) -> None:
+    """Let it be said where the model computes."""
+    command.add_argument("--device", default="cpu", help="where the model computes: cpu (default), cuda or cuda:1")
+
+
 def add_prior(command: Any, default: str) -> None:
     """Let another language model be named that knows what people say."""
     text = (
@@ -94,7 +99,7 @@ def load_model(given: argparse.Namespace) -> SpeechLM:
     import sparq
 
     with starting():
-        return sparq.load(given.model, prior=getattr(given, "prior", "none"))
+        return sparq.load(given.model, getattr(given, "device", "cpu"), prior=getattr(given, "prior", "none"))
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sparq.commands.arguments import add_command, add_model, add_prior, load_model, positive, print_json
+from sparq.commands.arguments import add_command, add_device, add_model, add_prior, load_model, positive, print_json
 from sparq.errors import UserError
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ def add_evaluate(made: Any) -> None:
     text = "that hears who speaks, for --vocoder: resemblyzer or a WavLM (default: the vocoder's own)"
     command.add_argument("--speaker-encoder", help=text)
     add_model(command)
+    add_device(command)
     add_prior(command, "none")
 
 
@@ -66,7 +67,7 @@ def _evaluate_vocoder(given: argparse.Namespace) -> None:
     corpus = Corpus.load(Path(given.corpus))
     folder = ready_made(given.vocoder)
     assert folder is not None
-    spoken = Vocoder.load(folder)
+    spoken = Vocoder.load(folder, given.device)
     require_match("the vocoder (its codebook)", spoken.codebook, corpus.codebook.meaning)
     recordings = corpus.recordings(given.source, "held_out")[: given.sentences]
     encoder = _speaker_encoder(given.speaker_encoder, spoken)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from sparq.commands.arguments import (
     add_command,
+    add_device,
     add_model,
     add_prior,
     add_search,
@@ -61,6 +62,7 @@ def add_transcribe(made: Any) -> None:
     text = "what tells speech from the rest: silero (default), or loudness, which takes any sound for speech"
     command.add_argument("--detector", default="silero", help=text)
     add_model(command)
+    add_device(command)
     add_prior(command, "auto")
     add_search(command)
 

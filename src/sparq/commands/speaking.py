@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from sparq.commands.arguments import (
     add_command,
+    add_device,
     add_model,
     add_overwrite,
     add_search,
@@ -38,6 +39,7 @@ def add_speak(made: Any) -> None:
     command.add_argument("--stream", action="store_true", help="write the file as it is spoken; greedy by default")
     command.add_argument("--raw", action="store_true", help="to standard output: 16-bit samples without a header")
     add_model(command)
+    add_device(command)
     add_search(command)
 
 
@@ -82,6 +84,7 @@ def add_continue(made: Any) -> None:
     command.add_argument("-o", "--output", help="the audio file that continued speech goes to")
     _add_voice(command, "of continued speech; default: that of the beginning")
     add_model(command)
+    add_device(command)
     add_search(command)
 
 

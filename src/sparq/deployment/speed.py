@@ -27,6 +27,7 @@ from sparq.deployment.config import DeploymentConfig
 from sparq.deployment.graph import GRAPH, WEIGHTS
 from sparq.deployment.in_torch import multiplies_four_bits, quantized_copy, require_device
 from sparq.deployment.runtime import DeployedModel
+from sparq.device import synchronize
 from sparq.errors import SparqError, UserError
 
 TORCH = {"torch float32": torch.float32, "torch bfloat16": torch.bfloat16}
@@ -207,8 +208,7 @@ def _loaded(form: str, folder: Path, device: torch.device) -> Any:
 
 def _now(device: torch.device) -> tuple[float, float]:
     """By the clock, and of the processor, once a GPU has done what it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    synchronize(device)
     return time.perf_counter(), time.process_time()
 
 

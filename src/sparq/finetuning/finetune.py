@@ -26,6 +26,7 @@ from sparq.config import AdaptationConfig
 from sparq.corpus.build import corpus_stage
 from sparq.corpus.corpus import Corpus
 from sparq.corpus.plan import Split
+from sparq.device import usual_device
 from sparq.errors import UserError
 from sparq.evaluation.scoring import task_losses
 from sparq.finetuning.outcome import Outcome, card_of, name_of
@@ -168,7 +169,7 @@ class FineTuning:
         return len(said) - len(fitting(self._base, said))
 
     def _score(self, model: Path, work: Path) -> None:
-        lm = SpeechLM.load(model)
+        lm = SpeechLM.load(model, str(usual_device()))
         held_out = fitting(lm, self.corpus.utterances("held_out"))
         found = score(lm, held_out, self.general.held_out, self.beam, self.watcher.note)
         write_text(work / SCORES, json.dumps(dataclasses.asdict(found), indent=1) + "\n")

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from sparq.adaptation.optimizers import make_optimizer
 from sparq.attention import install
 from sparq.corpus.corpus import Corpus
+from sparq.device import synchronize, usual_device
 from sparq.language.vocabulary import Vocabulary
 from sparq.making import example_stream
 from sparq.recipe import Recipe
@@ -67,21 +68,23 @@ def epoch_times(
     stream = example_stream(model, corpus, vocabulary, config)
     batches = list(itertools.islice(iter(stream), WARM_UP + STEPS))
     seconds: dict[str, list[float]] = {sink: [] for sink in sinks}
-    learners = {}
+    device, learners = usual_device(), {}
     for sink in sinks:
         learner = copy.deepcopy(model)
         install(learner, **recipe.attention.arguments(sink))
+        torch.nn.Module.to(learner, device)
         learners[sink] = (learner.train(), make_optimizer(learner, config))
     half = config.precision != "float32"
     for index, batch in enumerate(batches):
         note(f"step {index + 1} of {len(batches)}")
         for sink, (learner, optimizer) in learners.items():
             begun = time.perf_counter()
-            with torch.autocast(learner.device.type, getattr(torch, config.precision), enabled=half):
-                loss = learner(**batch).loss
+            with torch.autocast(device.type, getattr(torch, config.precision), enabled=half):
+                loss = learner(**{name: tensor.to(device) for name, tensor in batch.items()}).loss
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
+            synchronize(device)
             seconds[sink].append(time.perf_counter() - begun)
     counted = {sink: taken[WARM_UP:] for sink, taken in seconds.items()}
     first = counted[sinks[0]]

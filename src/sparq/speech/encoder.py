@@ -29,6 +29,7 @@ import torch
 
 from sparq.artifacts import fingerprint
 from sparq.assets import embedded
+from sparq.device import usual_device
 from sparq.errors import UserError
 from sparq.speech import moonshine
 from sparq.speech.audio import RATE, check_waveform
@@ -171,7 +172,7 @@ class HubertEncoder(Encoder):
             raise UserError(f"{name}: cannot be loaded as a HuBERT model ({str(error).splitlines()[0]})") from error
         # HuBERT base is read at layer 6 of 12, as VoxtLM and the paper do; others at the same relative depth.
         chosen = _check_layers(name, layers, config.num_hidden_layers, config.num_hidden_layers // 2)
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._device = usual_device()
         # One block more than is read, because the final layer norm is applied to what leaves the last.
         model.encoder.layers = model.encoder.layers[: max(chosen) + 1]
         model.eval()

@@ -62,16 +62,16 @@ class WhisperRecogniser(Recogniser):
     """A Whisper of transformers, by hub name or local folder, greedy; longer audio in windows of 30 s."""
 
     def __init__(self, name: str) -> None:
-        import torch
         from transformers import AutoConfig, pipeline
+
+        from sparq.device import usual_device
 
         self.name = name
         try:
             config = AutoConfig.from_pretrained(name)
             if config.model_type != "whisper":
                 raise UserError(f"{name}: is a {config.model_type} model; judges are moonshine-tiny and Whisper models")
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-            self._pipeline: Any = pipeline("automatic-speech-recognition", model=name, device=device)
+            self._pipeline: Any = pipeline("automatic-speech-recognition", model=name, device=usual_device())
         except (OSError, ValueError) as error:
             if isinstance(error, UserError):
                 raise

@@ -22,6 +22,7 @@ from transformers.audio_utils import mel_filter_bank
 
 from sparq.artifacts import fingerprint
 from sparq.assets import embedded
+from sparq.device import usual_device
 from sparq.errors import UserError
 from sparq.speech.audio import RATE, check_waveform
 from sparq.speech.encoder import hash_parameters, normalises_input
@@ -186,7 +187,7 @@ class XVectorEncoder(SpeakerEncoder):
             )
         self.name = name
         self.dimension = int(config.xvector_output_dim)
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._device = usual_device()
         self._normalise = normalises_input(name, config.feat_extract_norm == "layer")
         model.eval()
         self._model: Any = nn.Module.to(model, self._device)

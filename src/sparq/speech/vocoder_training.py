@@ -22,6 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from sparq.artifacts import fingerprint, require_match, write_text
+from sparq.device import usual_device
 from sparq.errors import UserError
 from sparq.speech.discriminators import (
     DiscriminatorConfig,
@@ -166,7 +167,7 @@ class VocoderTrainer:
         self.config, self.training, self.folder, self._start = config, training, Path(folder), start
         self.segments = Segments(recordings, config, training.segment, training.seed, training.balance)
         self.step = 0
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = usual_device() if device is None else torch.device(device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(training.seed)
             self.generator = UnitGenerator(config)
