@@ -32,6 +32,7 @@ from sparq.language.speech_lm import SpeechLM
 from sparq.making import Watcher
 from sparq.progress import Terminal
 from sparq.speech.audio import load_audio, save_audio
+from sparq.speech.level import levelled
 from sparq.speech.voices import load_voice
 
 EVERY = 5  # speaker is one of the test
@@ -100,7 +101,7 @@ def main() -> None:
         write_text(listed, "".join(json.dumps(row) + "\n" for row in rows))
         recordings = look_at(listed)
         lm = SpeechLM.load(base)
-        units = lm.extractor.extract([load_audio(one.audio) for one in test])
+        units = lm.extractor.extract([levelled(load_audio(one.audio)) for one in test])  # as listening does
         tested = [Utterance(one.text, raw) for one, raw in zip(test, units, strict=True)]
         general = general_text((one.text for one in learn), ()).held_out
         found = kept["corpora"].setdefault(name, {"minutes": round(recordings.minutes, 1), "tested": len(test)})

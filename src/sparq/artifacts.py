@@ -186,6 +186,11 @@ def named_folder(path: Path) -> Path:
     return place
 
 
+def is_free(folder: Path) -> bool:
+    """Whether a folder can be put in place without loss: nothing has its name, or a folder with nothing in it."""
+    return not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+
+
 def require_writable(path: Path) -> None:
     """Find out before the work that a file or folder can be made, by making another one, of which nothing is left.
 

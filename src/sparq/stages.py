@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from sparq.artifacts import Manifest, fingerprint, provenance, share, write_text
+from sparq.artifacts import Manifest, fingerprint, is_free, provenance, share, write_text
 from sparq.errors import UserError
 from sparq.processes import is_first_process
 
@@ -162,8 +162,7 @@ def require_free(folder: Path) -> None:
     Raises:
         UserError: something else has the name.
     """
-    taken = folder.exists() and not (folder.is_dir() and not any(folder.iterdir()))
-    if taken and read_stage(folder) is None:
+    if not is_free(folder) and read_stage(folder) is None:
         raise UserError(f"{folder}: is in the way (it has no {RECORD}, so no run made it; move it elsewhere)")
 
 

@@ -83,7 +83,11 @@ def test_export(sparq, lm, tmp_path):
     assert not (tmp_path / "lean" / "codebook").exists()  # the one that ships
     wholes, halves = (SpeechLM.load(tmp_path / name).model.state_dict() for name in ("whole", "lean"))
     assert all(torch.equal(halves[name], value.half().float()) for name, value in wholes.items())
+    (tmp_path / "whole" / "README.md").write_text("the card")
+    assert sparq("export", "whole", "-o", "whole", "--half")[0] == 0
+    assert (tmp_path / "whole" / "README.md").read_text() == "the card"  # also when it is written over itself
     (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").touch()
     code, _, err = sparq("export", lm, "-o", "mine")
     assert (code, err) == (2, "sparq: mine: is in the way (it is no SpeechLM)\n")
 

@@ -120,7 +120,11 @@ def test_the_command_tells_how_much_is_left(tmp_path, capsys):
     assert "W8A8, the model 5.0 MB, 29 % of float32's" in out
     assert main(["deploy", "--bits", "3", "-o", str(tmp_path / "none")]) == 2
     assert "deployment.bits: 3" in capsys.readouterr().err
+    assert (
+        "\n**Deployed with W8A8. The numbers below are those of the" in (tmp_path / "small" / "README.md").read_text()
+    )
     (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").touch()
     assert main(["deploy", "-o", str(tmp_path / "mine")]) == 2
     assert "is in the way" in capsys.readouterr().err
 

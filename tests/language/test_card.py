@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from huggingface_hub import ModelCard
 
-from sparq.language.card import UNKNOWN, Card, card_licence, copy_card, model_card
+from sparq.language.card import UNKNOWN, Card, card_licence, model_card, read_card, write_card
 
 CARD = Card(
     title="mine",
@@ -74,10 +74,14 @@ def test_a_licence_is_read_from_a_card(tmp_path, text, licence):
 
 
 def test_a_card_goes_along(tmp_path):
-    for name in ("one", "two", "three"):
+    for name in ("one", "two"):
         (tmp_path / name).mkdir()
-    (tmp_path / "one" / "README.md").write_text("the card")
-    copy_card(tmp_path / "one", tmp_path / "two")
-    copy_card(tmp_path / "three", tmp_path / "one")
-    assert (tmp_path / "two" / "README.md").read_text() == "the card"
-    assert (tmp_path / "one" / "README.md").read_text() == "the card"
+    (tmp_path / "one" / "README.md").write_text("---\nlicense: mit\n---\n\n# A title\n\nThe card.\n")
+    write_card(tmp_path / "two", read_card(tmp_path / "one"))
+    assert read_card(tmp_path / "two") == read_card(tmp_path / "one")
+    write_card(tmp_path / "two", read_card(tmp_path / "one"), "Made\nsmaller.")
+    assert read_card(tmp_path / "two").split("\n\n")[1:] == ["# A title", "**Made smaller.**", "The card.\n"]
+    assert card_licence(tmp_path / "two") == "mit"
+    assert read_card(tmp_path / "three") == ""
+    write_card(tmp_path / "three", "")
+    assert not (tmp_path / "three").exists()

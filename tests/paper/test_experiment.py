@@ -161,7 +161,8 @@ def test_figure_3_has_bars_for_each_adaptation(scale_file, monkeypatch, capsys):
 
 def test_table_11_counts_without_training_where_nothing_was_made_yet(scale_file, tmp_path, capsys):
     folder = tmp_path / "runs" / "new"
-    assert main(["paper", "run", "11", f"output={folder}", "--scale", str(scale_file)]) == 0
+    assert main(["paper", "run", "11", f"output={folder}", "--scale", str(scale_file), "--seeds", "3"]) == 0
+    assert json.loads((folder / "table-11.json").read_text())["seeds"] == 1  # nothing is drawn
     assert (folder / "table-11.json").is_file()
     opt_125m = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("OPT-125m"))
     assert opt_125m.split() == ["OPT-125m", "9.4", "7.5", "42.5", "33.9", "9.4", "7.5"]

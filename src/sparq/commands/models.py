@@ -130,15 +130,15 @@ def export(given: argparse.Namespace) -> None:
     """Write a SpeechLM as a folder to pass on."""
     import sparq
     from sparq.language.averaging import average
-    from sparq.language.card import copy_card
+    from sparq.language.card import read_card, write_card
 
     output = _free_for_speechlm(given)
-    lm = load_model(given)
+    lm, card = load_model(given), read_card(model_folder(given))
     if given.average:
         lm = average([lm, *(sparq.load(name) for name in given.average)])
     lm.save(output, half=given.half, complete=not given.lean)
     if not given.average:
-        copy_card(model_folder(given), output)
+        write_card(output, card)
     print(f"{output}: {_megabytes(output.rglob('*'))}")
 
 
@@ -158,14 +158,17 @@ def add_deploy(made: Any) -> None:
 def deploy(given: argparse.Namespace) -> None:
     """Write a SpeechLM that is really smaller."""
     from sparq.deployment import DeploymentConfig
+    from sparq.language.card import read_card, write_card
     from sparq.language.deploy import deploy
     from sparq.language.folder import weight_files
 
     config = DeploymentConfig(given.bits, given.activations, given.engine)
     output = _free_for_speechlm(given)
-    lm = load_model(given)
+    lm, card = load_model(given), read_card(model_folder(given))
     whole = 4 * sum(parameter.numel() for parameter in lm.model.parameters())
     deploy(lm, output, config.bits, config.activations, engine=config.engine, complete=not given.lean)
+    told = f"Deployed with {config.name}. The numbers below are those of the model that it was made from."
+    write_card(output, card, told)
     model = weight_files(output)
     share = sum(path.stat().st_size for path in model) / whole
     print(f"{output}: {config.name}, the model {_megabytes(model)}, {100 * share:.0f} % of float32's")
@@ -173,10 +176,10 @@ def deploy(given: argparse.Namespace) -> None:
 
 def _free_for_speechlm(given: argparse.Namespace) -> Path:
     """Give the output folder, if nothing but an older SpeechLM is there."""
-    from sparq.artifacts import MANIFEST, named_folder, read_manifest, require_writable
+    from sparq.artifacts import MANIFEST, is_free, named_folder, read_manifest, require_writable
 
     output = named_folder(Path(given.output))
-    if output.exists() and not ((output / MANIFEST).is_file() and read_manifest(output, "speechlm")):
+    if not is_free(output) and not ((output / MANIFEST).is_file() and read_manifest(output, "speechlm")):
         raise UserError(f"{output}: is in the way (it is no SpeechLM)")
     require_writable(output)
     return output

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from huggingface_hub import ModelCardData
 from huggingface_hub.repocard import metadata_load
 from yaml import YAMLError
+
+from sparq.artifacts import write_text
 
 CARD = "README.md"
 UNKNOWN = "unknown"
@@ -83,10 +85,25 @@ def card_licence(folder: Path) -> str:
     return licence if isinstance(licence, str) else UNKNOWN
 
 
-def copy_card(model: Path, output: Path) -> None:
-    """Take a card along to where its model is written once more, if there is one."""
-    if (Path(model) / CARD).is_file():
-        shutil.copyfile(Path(model) / CARD, Path(output) / CARD)
+def read_card(folder: Path) -> str:
+    """Read the card in a model's folder; an empty string if there is none."""
+    card = Path(folder) / CARD
+    return card.read_text(encoding="utf-8") if card.is_file() else ""
+
+
+def write_card(folder: Path, card: str, told: str = "") -> None:
+    """Take a card along to where its model is written once more, if there is one.
+
+    Args:
+        folder: where the model is written.
+        card: what `read_card` gave, before an older folder may have been replaced.
+        told: what became of the model, for a line below the title.
+    """
+    title = re.search(r"^# .*\n", card, re.MULTILINE)
+    place = 0 if title is None else title.end()
+    line = f"\n**{_line(told)}**\n" if told else ""
+    if card:
+        write_text(Path(folder) / CARD, card[:place] + line + card[place:])
 
 
 def _measured(card: Card) -> str:
