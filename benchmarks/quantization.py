@@ -29,6 +29,7 @@ from sparq.assets import language_model, ready_made, resolve
 from sparq.attention import load_pretrained
 from sparq.corpus.corpus import Corpus
 from sparq.corpus.utterance import Utterance
+from sparq.device import usual_device
 from sparq.evaluation.linear_inputs import INPUTS, linear_inputs
 from sparq.evaluation.outliers import by_layer
 from sparq.evaluation.perplexity import perplexity
@@ -51,7 +52,7 @@ def lines(arguments: argparse.Namespace) -> list[str]:
 
 
 def speechlm(folder: Path, arguments: argparse.Namespace) -> Given:
-    lm = SpeechLM.load(folder)
+    lm = SpeechLM.load(folder, str(usual_device()))
     if arguments.corpus is None:
         said = [Utterance(line, torch.empty(0).numpy()) for line in lines(arguments)]
         made = task_examples(lm.vocabulary, said, "textlm")
@@ -74,7 +75,7 @@ def plain(name: str, arguments: argparse.Namespace) -> Given:
     path = language_model(name)
     made = windows(AutoTokenizer.from_pretrained(path), lines(arguments), arguments.length)
     scored, kept = made[-arguments.scored :], made[: -arguments.scored][: arguments.calibration]
-    return load_pretrained(path, dtype=torch.float32), list(padded_batches(kept)), {"text": scored}
+    return load_pretrained(path, dtype=torch.float32).to(usual_device()), list(padded_batches(kept)), {"text": scored}
 
 
 def configurations(arguments: argparse.Namespace) -> list[QuantizationConfig]:

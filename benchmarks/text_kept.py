@@ -27,6 +27,7 @@ from sparq.assets import language_model
 from sparq.attention import install, load_pretrained
 from sparq.config import AdaptationConfig, AttentionConfig, VocabularyConfig
 from sparq.corpus.corpus import Corpus
+from sparq.device import usual_device
 from sparq.evaluation.perplexity import perplexity
 from sparq.evaluation.scoring import task_losses
 from sparq.evaluation.texts import lines_of, windows
@@ -81,7 +82,7 @@ def main() -> None:
     texts = {one.stem: windows(tokenizer, lines_of(one), given.length)[: given.sequences] for one in given.text}
     config = VocabularyConfig(mode="extend", size=given.pieces, normalisation="none")
     vocabulary = learn_vocabulary(corpus, config, tokenizer)
-    before = text_perplexities(load_pretrained(path, dtype=torch.float32), texts)
+    before = text_perplexities(load_pretrained(path, dtype=torch.float32).to(usual_device()), texts)
     print(json.dumps({"before": before}), flush=True)
     found: dict[str, Any] = {
         "what": "perplexity of plain text before and after an adaptation, by the share of textLM in it; losses of the "

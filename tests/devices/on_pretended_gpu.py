@@ -19,11 +19,13 @@ from pretended_gpu import NAME, OnGPU, PretendedGPU, install_device
 from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
 
 from sparq import making
+from sparq.adaptation.lora import add_lora, keep_words, merge_lora
+from sparq.adaptation.loss import counted_loss, logits_where_labels_count
 from sparq.adaptation.optimizers import make_optimizer
 from sparq.adaptation.teacher import TextTeacher
 from sparq.attention import install
 from sparq.attention.fused import fused_attention
-from sparq.config import AdaptationConfig, EvaluationConfig
+from sparq.config import AdaptationConfig, EvaluationConfig, LoraConfig
 from sparq.corpus.corpus import Corpus
 from sparq.evaluation.linear_inputs import linear_inputs
 from sparq.evaluation.outliers import outliers
@@ -33,6 +35,7 @@ from sparq.evaluation.sinks import sinks
 from sparq.language.speech_lm import SpeechLM
 from sparq.language.tasks import Example
 from sparq.quantization import QuantizationConfig, quantize
+from sparq.quantization.normal_float import fake_normal_float
 from sparq.speech.audio import load_audio
 from sparq.speech.recogniser import load_recogniser
 
@@ -97,6 +100,12 @@ def quantized(device: str, kind: str, sink: str, **how: Any) -> Any:
     return model(input_ids=batches(device)[0]["input_ids"]).logits
 
 
+def text_teacher(device: str) -> TextTeacher:
+    """Make a teacher of most of the words; it follows the labels to where they are."""
+    vocabulary = type("Words", (), {"text_size": VOCABULARY - 4, "end_id": VOCABULARY - 1})()
+    return TextTeacher(small("opt"), vocabulary)
+
+
 def trained(device: str, optimizer: str) -> Any:
     """Take two steps."""
     model = small("llama").to(device)
@@ -109,6 +118,24 @@ def trained(device: str, optimizer: str) -> Any:
     return model(input_ids=batches(device)[0]["input_ids"]).logits
 
 
+def adapted(device: str, initialisation: str) -> Any:
+    """Take a step of adapters under new words, with a loss that a text model teaches, and merge them."""
+    model = small("llama").to(device)
+    lora = add_lora(
+        model, LoraConfig(rank=2, alpha=2, dropout=0, initialisation=initialisation), grid=fake_normal_float
+    )
+    keep_words(lora, VOCABULARY - 4)
+    steps = make_optimizer(lora, AdaptationConfig(optimizer="adam", learning_rate=1e-2, steps=1))
+    batch = batches(device)[0]
+    ids = batch["input_ids"].clamp(max=VOCABULARY - 5)
+    with logits_where_labels_count(model, ids):
+        outputs = lora(input_ids=ids, attention_mask=batch["attention_mask"])
+    counted_loss(outputs, ids, teacher=text_teacher(device)).backward()
+    steps.step()
+    merged = merge_lora(lora)
+    return merged(input_ids=ids).logits
+
+
 def measured(device: str) -> Any:
     """Measure outliers, sinks, inputs of linears and perplexity of a small model."""
     model = small("llama").to(device)
@@ -116,14 +143,6 @@ def measured(device: str) -> Any:
     examples = batches(HERE)
     read = [Example(batch["input_ids"][0].tolist(), batch["labels"][0].tolist()) for batch in examples]
     return [outliers(model, examples), sinks(model, examples), linear_inputs(model, examples), perplexity(model, read)]
-
-
-def taught(device: str) -> Any:
-    """Ask a text model what comes next."""
-    vocabulary = type("Words", (), {"text_size": VOCABULARY - 4, "end_id": VOCABULARY - 1})()
-    teacher = TextTeacher(small("opt").to(device), vocabulary)
-    labels = batches(device)[0]["input_ids"].clamp(max=VOCABULARY - 5)
-    return teacher.probabilities(labels)
 
 
 def spoken(device: str, run: Path) -> Any:
@@ -150,7 +169,6 @@ def checks(run: Path) -> dict[str, Callable[[str], Any]]:
     """Name the checks; each is given a device."""
     every: dict[str, Callable[[str], Any]] = {
         "measures": measured,
-        "text teacher": taught,
         "speech": lambda device: spoken(device, run),
         "making and scoring": lambda device: made(device, run),
     }
@@ -158,6 +176,8 @@ def checks(run: Path) -> dict[str, Callable[[str], Any]]:
         every[f"attention {sink}"] = lambda device, sink=sink: attend(device, sink)
     for name in ("adamw", "orthoadam", "muon"):
         every[f"optimizer {name}"] = lambda device, name=name: trained(device, name)
+    for name in ("default", "pissa", "milora", "loftq"):
+        every[f"adapters {name}"] = lambda device, name=name: adapted(device, name)
     ways: list[dict[str, Any]] = [
         {"method": method, "epochs": 1} for method in ("omniquant", "affinequant", "flatquant")
     ]
