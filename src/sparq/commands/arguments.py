@@ -99,7 +99,8 @@ def load_model(given: argparse.Namespace) -> SpeechLM:
     import sparq
 
     with starting():
-        return sparq.load(given.model, getattr(given, "device", "cpu"), prior=getattr(given, "prior", "none"))
+        device, prior = getattr(given, "device", "cpu"), getattr(given, "prior", "none")
+        return sparq.load(given.model, device=device, prior=prior)
 
 
 @contextlib.contextmanager

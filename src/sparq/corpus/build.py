@@ -34,7 +34,7 @@ from sparq.speech.units import Codebook, UnitExtractor
 from sparq.speech.voices import load_voice
 from sparq.stages import Stage, run_stage
 
-_FEATURES = "features"  # are there only while the work is going on
+_FEATURES = "features"  # is there only while the work is going on
 
 
 def corpus_stage(

@@ -59,14 +59,13 @@ def prepared(path: Path, recipe: str, parts: Sequence[str] = ()) -> Path:
     asked = inspect.signature(prepare).parameters
     given: dict[str, Any] = {"corpus_dir" if "corpus_dir" in asked else next(iter(asked)): path}
     given |= {"dataset_parts": list(parts)} if parts and "dataset_parts" in asked else {}
-    given |= {"output_dir": Path()} if "output_dir" in asked else {}
-    more = [name for name, its in asked.items() if its.default is its.empty and name not in given]
+    more = [name for name, its in asked.items() if its.default is its.empty and name not in (*given, "output_dir")]
     if more or "output_dir" not in asked:
         told = f"asks for {', '.join(more)} too" if more else "writes no manifests"
         raise UserError(f"lhotse:{recipe}: Lhotse's recipe {told}; use Lhotse, and name the folder of the manifests")
     with new_folder(folder) as made:
         try:
-            prepare(**given | {"output_dir": made})
+            prepare(**given, output_dir=made)
         except Exception as error:  # whatever somebody else's recipe stumbles over
             told = " ".join(f"{type(error).__name__}: {error}".split())
             raise UserError(f"{path}: Lhotse's recipe {recipe} cannot read it ({told})") from error

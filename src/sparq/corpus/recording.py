@@ -71,7 +71,7 @@ def files_below(path: Path) -> Iterator[Path]:
     """Walk through the files anywhere below a folder, behind symbolic links too, without hidden files and folders."""
     entered: set[str] = set()
     for folder, inside, files in os.walk(path, followlinks=True):
-        # A link back to a folder that is being walked through would never end.
+        # No folder is walked through twice: a link back to one above it would never end.
         real = os.path.realpath(folder)
         inside[:] = [] if real in entered else sorted(name for name in inside if not name.startswith("."))
         if real not in entered:
