@@ -65,7 +65,9 @@ def test_zero_stays_exactly_zero_and_the_grid_has_few_enough_levels(quantizer, s
 def test_more_bits_mean_less_error(granularity, symmetric, seed):
     x = values(seed, 9, 256)
     errors = [float((Quantizer(bits, granularity, symmetric)(x) - x).square().mean()) for bits in range(2, 9)]
-    assert all(wide < narrow for narrow, wide in itertools.pairwise(errors))
+    # Where one value is far above all others, these are nothing with 2 bits and with 3: one more bit may change nothing.
+    assert all(wide <= narrow * (1 + 1e-12) for narrow, wide in itertools.pairwise(errors))
+    assert all(wide < narrow for narrow, wide in zip(errors, errors[2:], strict=False))
 
 
 @few
