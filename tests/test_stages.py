@@ -400,10 +400,8 @@ def test_a_folder_behind_a_link_is_replaced_and_the_link_stays(tmp_path, monkeyp
     assert (tmp_path / "link").is_symlink()
     assert (names(tmp_path), names(tmp_path / "disk")) == (["disk", "link"], ["model"])
     monkeypatch.chdir(tmp_path / "link")
-    for name in (".", "..", "/", str(tmp_path / "link"), ""):
-        if name == "..":
-            assert named_folder(Path(name)) == tmp_path / "disk"
-            continue
+    for name in (".", "/", str(tmp_path / "link"), ""):
         with pytest.raises(UserError, match=r"is in the way .expected a new folder's name"):
             named_folder(Path(name))
     assert named_folder(Path("new")) == Path("new")
+    assert named_folder(Path("..")) == tmp_path / "disk"

@@ -322,7 +322,6 @@ def test_speech_alone_may_be_in_any_script_and_sources_may_number_alike(tmp_path
 
 def test_a_source_that_is_the_working_folder_has_its_name(tmp_path, monkeypatch):
     (tmp_path / "mine").mkdir()
-    write(tmp_path / "mine" / "metadata.csv", [])
     (tmp_path / "mine" / "metadata.csv").write_text("1|Good morning.\n")
     monkeypatch.chdir(tmp_path / "mine")
     (item,) = plan_corpus(CorpusConfig(sources=(text(Path()),))).items

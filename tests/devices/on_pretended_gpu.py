@@ -5,7 +5,6 @@ Prints a JSON object: the name of each check → null where both agree, or else 
 
 from __future__ import annotations
 
-import copy
 import json
 import sys
 import traceback
@@ -32,14 +31,16 @@ from sparq.evaluation.outliers import outliers
 from sparq.evaluation.perplexity import perplexity
 from sparq.evaluation.scoring import assess
 from sparq.evaluation.sinks import sinks
+from sparq.finetuning.scores import score
 from sparq.language.speech_lm import SpeechLM
 from sparq.language.tasks import Example
+from sparq.paper import epoch_time
 from sparq.quantization import QuantizationConfig, quantize
 from sparq.quantization.normal_float import fake_normal_float
+from sparq.recipe import load_recipe
 from sparq.speech.audio import load_audio
 from sparq.speech.recogniser import load_recogniser
 
-Place = Callable[[Any], Any]
 VOCABULARY = 40
 HERE = "cpu"
 
@@ -165,12 +166,31 @@ def made(device: str, run: Path) -> Any:
     return [found.scores, found.accuracy, lm.model.get_input_embeddings().weight]
 
 
+def fine_tuned(device: str, run: Path) -> Any:
+    """Score a model as a fine-tuning does."""
+    lm = SpeechLM.load(run / "max" / "speechlm", device)
+    held_out = Corpus.load(run / "corpus").utterances("held_out")
+    return score(lm, held_out[:1], held_out[1:2], 1)
+
+
+def timed(device: str, run: Path) -> Any:
+    """Time steps of two sinks, of which it is told that they were taken."""
+    epoch_time.usual_device = lambda: torch.device(device)
+    epoch_time.WARM_UP, epoch_time.STEPS = 0, 1
+    lm, recipe = SpeechLM.load(run / "max" / "speechlm"), load_recipe(run / "tiny.yaml")
+    corpus = Corpus.load(run / "corpus")
+    found = epoch_time.epoch_times(lm.model, corpus, lm.vocabulary, recipe, ("none", "max"), lambda _: None)
+    return [float(one.seconds_per_step > 0) for one in found]
+
+
 def checks(run: Path) -> dict[str, Callable[[str], Any]]:
     """Name the checks; each is given a device."""
     every: dict[str, Callable[[str], Any]] = {
         "measures": measured,
         "speech": lambda device: spoken(device, run),
         "making and scoring": lambda device: made(device, run),
+        "scores of a fine-tuning": lambda device: fine_tuned(device, run),
+        "time of an epoch": lambda device: timed(device, run),
     }
     for sink in ("none", "max", "mean", "zero", "learned"):
         every[f"attention {sink}"] = lambda device, sink=sink: attend(device, sink)
@@ -215,7 +235,7 @@ def main() -> None:
         found["what is refused"] = refused()
         for name, check in checks(run).items():
             try:
-                here = numbers(copy.copy(check(HERE)))
+                here = numbers(check(HERE))
                 there = numbers(check(NAME))
                 assert here.size, "nothing is computed"
                 np.testing.assert_allclose(there, here, rtol=1e-3, atol=1e-3)

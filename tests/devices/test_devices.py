@@ -18,6 +18,7 @@ from pretended_gpu import compile_device
 def test_what_computes_does_so_on_any_device(tiny_run, tmp_path):
     shutil.copytree(tiny_run.folder, tmp_path / "run")
     shutil.copy(tiny_run.audio, tmp_path / "run" / "said.wav")
+    shutil.copy(tiny_run.recipe, tmp_path / "run" / "tiny.yaml")
     script = Path(__file__).with_name("on_pretended_gpu.py")
     command = [sys.executable, str(script), str(compile_device(tmp_path)), str(tmp_path / "run")]
     run = subprocess.run(command, capture_output=True, text=True, check=False)

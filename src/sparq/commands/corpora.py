@@ -124,8 +124,8 @@ def _file_name(voice: str) -> str:
     """Name the file of what a voice says; a voice of Piper's, ``piper:FILE#SPEAKER``, after both."""
     if not voice.startswith("piper:"):
         return voice
-    model, mark, speaker = voice.removeprefix("piper:").partition("#")
-    return Path(model).stem + mark.replace("#", "-") + speaker
+    model, _, speaker = voice.removeprefix("piper:").partition("#")
+    return "-".join(filter(None, (Path(model).stem, speaker)))
 
 
 def add_units(made: Any) -> None:

@@ -32,7 +32,7 @@ from sparq.schema import dump
 from sparq.speech.encoder import Encoder, load_encoder
 from sparq.speech.units import Codebook, UnitExtractor
 from sparq.speech.voices import load_voice
-from sparq.stages import Stage, run_stage
+from sparq.stages import Stage, require_free, run_stage
 
 _FEATURES = "features"  # is there only while the work is going on
 
@@ -83,8 +83,9 @@ def build_corpus(config: CorpusConfig, folder: Path, *, quiet: bool = False, ove
             codebook cannot be had, or no utterance at all can be used; then nothing is left.
     """
     folder = named_folder(folder)
-    stage = corpus_stage(config, folder.name, quiet=quiet)
+    require_free(folder)
     require_writable(folder)
+    stage = corpus_stage(config, folder.name, quiet=quiet)
     run_stage(folder.parent, stage, overwrite=overwrite)
     return Corpus.load(folder)
 

@@ -71,12 +71,13 @@ def files_below(path: Path) -> Iterator[Path]:
     """Walk through the files anywhere below a folder, behind symbolic links too, without hidden files and folders."""
     entered: set[str] = set()
     for folder, inside, files in os.walk(path, followlinks=True):
-        # No folder is walked through twice: a link back to one above it would never end.
         real = os.path.realpath(folder)
-        inside[:] = [] if real in entered else sorted(name for name in inside if not name.startswith("."))
-        if real not in entered:
-            yield from (Path(folder, name) for name in sorted(files) if not name.startswith("."))
+        if real in entered:  # a link back to a folder above it would never end
+            inside.clear()
+            continue
         entered.add(real)
+        inside[:] = sorted(name for name in inside if not name.startswith("."))
+        yield from (Path(folder, name) for name in sorted(files) if not name.startswith("."))
 
 
 def audio_below(path: Path) -> list[Path]:

@@ -164,7 +164,7 @@ class VocoderTrainer:
             )
         if start is not None and start.voices is not None and encoder is None:
             raise UserError("the vocoder to start from: has voices (expected speaker_encoder, which tells them apart)")
-        self.config, self.training, self.folder, self._start = config, training, Path(folder), start
+        self.config, self.training, self.folder = config, training, Path(folder)
         self.segments = Segments(recordings, config, training.segment, training.seed, training.balance)
         self.step = 0
         self.device = usual_device() if device is None else torch.device(device)
@@ -188,12 +188,12 @@ class VocoderTrainer:
             self._load_checkpoint()
         else:
             (self.folder / _LOG).unlink(missing_ok=True)
-            self.durations = self._fit_durations()
+            self.durations = self._fit_durations(start)
             self.save_checkpoint()  # a kill before the first of the training does not cost the durations
 
-    def _fit_durations(self) -> DurationPredictor:
+    def _fit_durations(self, start: Vocoder | None) -> DurationPredictor:
         steps = self.training.duration_steps
-        known = None if self._start is None else self._start.duration_predictor
+        known = None if start is None else start.duration_predictor
         alike = known is not None and (known.speaker is None) == (self.config.speaker_dim == 0)
         with _progress("durations", "steps") as progress:
             bar = progress.add_task("", total=steps)
