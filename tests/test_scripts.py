@@ -28,5 +28,5 @@ def test_a_training_in_calls_goes_on_with_what_it_began_with(tiny_run, tmp_path,
     corpus = Corpus.load(tiny_run.folder / "corpus")
     for _ in range(2):
         require_same_start(Namespace(state=tmp_path, model=Path("one.gguf")), corpus)
-    with pytest.raises(UserError, match="was begun with the model one.gguf, not other.gguf; name another"):
+    with pytest.raises(UserError, match=r"was begun with the model one\.gguf, not other\.gguf; name another"):
         require_same_start(Namespace(state=tmp_path, model=Path("other.gguf")), corpus)
